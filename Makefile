@@ -1,0 +1,73 @@
+# Every habit of ours is a target. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+# One profile for tests, demo and images, so that the dependency tree is compiled once.
+CARGO  ?= cargo
+# An absolute CARGO_TARGET_DIR moves everything that is built.
+BINS   := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/release
+NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+UNIT_TESTS := $(if $(NEXTEST),nextest run --no-fail-fast,test --no-fail-fast) --release --locked
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: build ## Show a unit's whole life in QEMU: born, updated, killed and reborn
+	@$(BINS)/leap-lab demo --bin-dir $(BINS)
+
+.PHONY: lab
+lab: build ## Start a laboratory to play with; Ctrl-C ends it
+	@$(BINS)/leap-lab lab --bin-dir $(BINS)
+
+.PHONY: run
+run: build ## Start sky and factory on this machine: make run INTERFACE=eth1
+	@$(BINS)/leap-lab run --bin-dir $(BINS) $(if $(INTERFACE),--interface $(INTERFACE))
+
+.PHONY: setup
+setup: ## Install the Debian packages that the targets need (asks for sudo where it must)
+	@./tests/setup.sh
+
+.PHONY: build
+build: ## Build every program
+	$(CARGO) build --release --locked --workspace --bins
+
+.PHONY: check
+check: ## Formatting, lints and documentation, all without warnings
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps --document-private-items
+
+.PHONY: test
+test: build ## All tests but the long ones of `make e2e`
+	LEAP_BIN_DIR=$(BINS) $(CARGO) $(UNIT_TESTS) --workspace
+	$(CARGO) test --release --locked --workspace --doc
+
+.PHONY: e2e
+e2e: build ## The whole life of a unit: real firmware, real daemons, a quarter of an hour
+	LEAP_BIN_DIR=$(BINS) $(CARGO) test --release --locked -p e2e --test whole_life -- --include-ignored --test-threads 1
+
+.PHONY: image
+image: build ## Build releases from image/recipes into build/image/releases
+	@$(BINS)/leap-lab demo --until release --bin-dir $(BINS) --build-dir build/image
+
+.PHONY: golden
+golden: ## Rewrite the recorded texts that tests compare with, then look at the difference
+	-UPDATE_GOLDEN=1 $(CARGO) $(UNIT_TESTS) --workspace --exclude e2e
+	git diff --stat
+
+.PHONY: bench
+bench: build ## Tell the whole life once and print its seconds
+	@$(BINS)/leap-lab demo --bin-dir $(BINS) --build-dir build/bench
+	@$(BINS)/leap-lab timings --build-dir build/bench
+
+.PHONY: deny
+deny: ## Check licences and advisories of the dependencies (needs cargo-deny)
+	$(CARGO) deny --locked check
+
+.PHONY: clean
+clean: ## Remove what was built; the download cache stays
+	$(CARGO) clean
+	rm -rf build

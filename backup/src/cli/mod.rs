@@ -1,0 +1,5 @@
+//! The command lines.
+
+pub mod backup;
+
+pub mod vault;

@@ -1,0 +1,249 @@
+//! Check-ins: what a unit says, and what it lacks.
+
+use jiff::Timestamp;
+use model::DeviceIdentity;
+use model::api::{CheckIn, CheckInReply};
+
+use super::fence::{self, Standing};
+use super::secrets::{EscrowStep, check_sealed, escrow_step};
+use super::{channel, check_id};
+use crate::error::Problem;
+use crate::sky::Sky;
+use crate::store::{NewEvent, Session};
+
+/// Commands given in one answer; the others follow when these are reported on.
+const MOST_COMMANDS: u32 = 50;
+
+/// Takes a check-in and answers with what the unit lacks.
+///
+/// All that the answer confirms is durable by then.
+///
+/// # Errors
+/// Fenced, or an escrow that is not sealed.
+pub async fn check_in(
+    sky: &Sky,
+    identity: &DeviceIdentity,
+    mut said: CheckIn,
+) -> Result<CheckInReply, Problem> {
+    let escrow = said.escrow.take();
+    let reports = std::mem::take(&mut said.reports);
+    if let Some(escrow) = &escrow {
+        check_sealed(escrow)?;
+    }
+    for report in &reports {
+        check_id("command", &report.id)?;
+    }
+    let now = sky.now();
+    let unit = &identity.unit;
+    let mut session = sky.store.change().await?;
+    let record = session.unit(unit).await?;
+    // Once more inside the transaction: a fence may have come up since the call was let in.
+    match fence::standing(identity, record.as_ref().map(|record| record.incarnation)) {
+        Standing::Current => {}
+        Standing::Fenced { current } => return Err(fence::fenced(identity, current)),
+        Standing::Unknown => return Err(fence::unknown(identity)),
+    }
+    let record = record.ok_or_else(|| fence::unknown(identity))?;
+    let before = session.incarnation(identity).await?;
+    let before = before.and_then(|incarnation| incarnation.check_in);
+
+    session.save_check_in(identity, &said, now).await?;
+    for event in changes(before.as_ref(), &said) {
+        session.append_event(event.unit(unit), now).await?;
+    }
+    let stored = session.escrow(unit).await?.map(|escrow| escrow.version);
+    match escrow_step(escrow.as_ref().map(|escrow| escrow.version), stored) {
+        EscrowStep::Keep => {}
+        EscrowStep::Store => {
+            if let Some(escrow) = &escrow {
+                session.insert_escrow(identity, escrow, now).await?;
+                let message = format!("escrow version {} stored", escrow.version);
+                session
+                    .append_event(NewEvent::new("escrow", message).unit(unit), now)
+                    .await?;
+            }
+        }
+        // The rest of the check-in counts: a unit that is ill must stay within reach.
+        EscrowStep::Behind { stored } => {
+            tracing::warn!(%unit, stored, "older escrow refused");
+            let known = before.as_ref().and_then(|before| before.secrets_version);
+            if known != said.secrets_version {
+                let message = format!("an escrow older than version {stored} was refused");
+                session
+                    .append_event(NewEvent::new("escrow-refused", message).unit(unit), now)
+                    .await?;
+            }
+        }
+    }
+    let mut reports_stored = Vec::with_capacity(reports.len());
+    for report in reports {
+        if session.insert_report(unit, &report, now).await? {
+            let message = format!("command {}: {}", report.id, report.message);
+            session
+                .append_event(NewEvent::new("command-report", message).unit(unit), now)
+                .await?;
+        }
+        reports_stored.push(report.id);
+    }
+    let mut reply = lacks(&mut session, identity, &said, now).await?;
+    session.commit().await?;
+
+    reply.reports_stored = reports_stored;
+    reply.channel = channel::pointer(sky, &record.channel).await?;
+    Ok(reply)
+}
+
+async fn lacks(
+    session: &mut Session,
+    identity: &DeviceIdentity,
+    said: &CheckIn,
+    now: Timestamp,
+) -> Result<CheckInReply, Problem> {
+    let unit = &identity.unit;
+    let configuration = session.newest_configuration(unit).await?;
+    let secrets = session.device_secrets(identity).await?;
+    let escrow = session.escrow(unit).await?;
+    let mut commands = Vec::new();
+    for (id, command) in session.open_commands(unit, MOST_COMMANDS).await? {
+        session.mark_delivered(unit, &id, now).await?;
+        commands.push(command);
+    }
+    Ok(CheckInReply {
+        time: now,
+        configuration: configuration
+            .filter(|(generation, _)| *generation != said.configuration.applied)
+            .map(|(_, document)| document),
+        channel: None,
+        commands,
+        secrets: secrets.filter(|sealed| {
+            said.secrets_version
+                .is_none_or(|version| version < sealed.version)
+        }),
+        escrow_version: escrow.map(|escrow| escrow.version),
+        reports_stored: Vec::new(),
+    })
+}
+
+/// Returns what changed between two check-ins and is worth telling.
+fn changes(before: Option<&CheckIn>, said: &CheckIn) -> Vec<NewEvent> {
+    let mut events = Vec::new();
+    let mut tell = |kind, message: String| events.push(NewEvent::new(kind, message));
+    let started = before.is_none_or(|before| before.boot_id != said.boot_id);
+    let was_healthy = !started && before.is_some_and(|before| before.healthy);
+    if started {
+        tell(
+            "started",
+            format!("started release {} in slot {}", said.release, said.slot),
+        );
+    }
+    if said.healthy && !was_healthy {
+        tell(
+            "in-service",
+            format!(
+                "in service with release {}, as {}",
+                said.release, said.hostname
+            ),
+        );
+    }
+    if !said.healthy && was_healthy {
+        let failed: Vec<_> = said
+            .checks
+            .iter()
+            .filter(|check| !check.ok)
+            .map(|check| format!("{}: {}", check.name, check.message))
+            .collect();
+        tell("unhealthy", failed.join("; "));
+    }
+    let configuration = &said.configuration;
+    let old = before.map(|before| &before.configuration);
+    let applied = old.map_or(0, |old| old.applied);
+    if configuration.applied != applied {
+        tell(
+            "configuration",
+            format!("generation {} is applied", configuration.applied),
+        );
+    }
+    if let Some(rejected) = &configuration.rejected
+        && old.and_then(|old| old.rejected.as_ref()) != Some(rejected)
+    {
+        tell(
+            "configuration-rejected",
+            format!("generation {}: {}", rejected.generation, rejected.reason),
+        );
+    }
+    for rejected in &said.update.rejected {
+        if before.is_none_or(|before| !before.update.rejected.contains(rejected)) {
+            tell(
+                "release-rejected",
+                format!("release {}: {}", rejected.release, rejected.reason),
+            );
+        }
+    }
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::api::{ConfigurationStatus, HealthCheck, RejectedGeneration, UpdateStatus};
+
+    fn said() -> CheckIn {
+        CheckIn {
+            release: "2026.11.1".parse().unwrap(),
+            root_hash: "00".repeat(32),
+            slot: "a".into(),
+            boot_id: "one".into(),
+            healthy: true,
+            checks: vec![HealthCheck {
+                name: "canary".into(),
+                ok: false,
+                message: "did not restore".into(),
+            }],
+            configuration: ConfigurationStatus {
+                applied: 1,
+                rejected: None,
+            },
+            update: UpdateStatus::default(),
+            backup: None,
+            escrow: None,
+            secrets_version: None,
+            reports: vec![],
+            hostname: "houma-1".into(),
+            addresses: vec![],
+        }
+    }
+
+    fn kinds(before: Option<&CheckIn>, said: &CheckIn) -> Vec<String> {
+        changes(before, said)
+            .into_iter()
+            .map(|event| format!("{event:?}"))
+            .map(|text| text.split('"').nth(1).unwrap().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn what_has_not_changed_is_not_told_again() {
+        assert_eq!(
+            kinds(None, &said()),
+            ["started", "in-service", "configuration"]
+        );
+        assert_eq!(kinds(Some(&said()), &said()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn illness_restart_and_rejection_are_told() {
+        let mut ill = said();
+        ill.healthy = false;
+        assert_eq!(kinds(Some(&said()), &ill), ["unhealthy"]);
+        assert_eq!(kinds(Some(&ill), &said()), ["in-service"]);
+        let mut restarted = ill.clone();
+        restarted.boot_id = "two".into();
+        assert_eq!(kinds(Some(&said()), &restarted), ["started"]);
+        let mut rejected = said();
+        rejected.configuration.rejected = Some(RejectedGeneration {
+            generation: 2,
+            reason: "the sky could not be reached with it".into(),
+        });
+        assert_eq!(kinds(Some(&said()), &rejected), ["configuration-rejected"]);
+    }
+}

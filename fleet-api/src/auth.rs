@@ -1,0 +1,226 @@
+//! Who calls, and whether they may.
+//!
+//! [`crate::routes::CALLS`] says who may call what; a route that does not stand
+//! there cannot be called at all. A fenced incarnation gets no further than here.
+
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
+use axum::http::{HeaderMap, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use model::{DeviceIdentity, Digest};
+use subtle::ConstantTimeEq as _;
+use tls::server::Peer;
+
+use crate::app::fence;
+use crate::error::{Kind, Problem};
+use crate::routes::{CALLS, Call, Who};
+use crate::sky::Sky;
+use crate::store::{Holder, TokenRecord};
+
+/// Who calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// No credentials, on a call that needs none.
+    Anyone,
+    /// Operations and support.
+    Operator,
+    /// A provisioner.
+    Factory,
+    /// An offsite destination.
+    Vault,
+    /// A unit's current incarnation.
+    Unit(DeviceIdentity),
+}
+
+impl Caller {
+    fn who(&self) -> Who {
+        match self {
+            Self::Anyone => Who::Anyone,
+            Self::Operator => Who::Operator,
+            Self::Factory => Who::Factory,
+            Self::Vault => Who::Vault,
+            Self::Unit(_) => Who::Unit,
+        }
+    }
+
+    /// The unit's identity.
+    ///
+    /// # Errors
+    /// Refused: somebody else calls.
+    pub fn unit(&self) -> Result<&DeviceIdentity, Problem> {
+        match self {
+            Self::Unit(identity) => Ok(identity),
+            _ => Err(Problem::refused("this call is for units")),
+        }
+    }
+}
+
+/// Finds out who calls.
+///
+/// A bearer token wins over a certificate; a wrong one is never overlooked.
+///
+/// # Errors
+/// Unauthorized: the token is unknown.
+pub fn identify(
+    headers: &HeaderMap,
+    peer: &Peer,
+    tokens: &[TokenRecord],
+) -> Result<Caller, Problem> {
+    let unknown = || Problem::new(Kind::Unauthorized, "bearer token: not known here");
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let token = value
+            .to_str()
+            .ok()
+            .and_then(|text| text.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim())
+            .ok_or_else(unknown)?;
+        return holder(token, tokens).ok_or_else(unknown);
+    }
+    Ok(peer.device.clone().map_or(Caller::Anyone, Caller::Unit))
+}
+
+/// Compares with every token in constant time, whether one was found or not.
+fn holder(token: &str, tokens: &[TokenRecord]) -> Option<Caller> {
+    let hash = Digest::of(token.as_bytes());
+    tokens
+        .iter()
+        .fold(None, |found, known| {
+            let same = bool::from(known.hash.as_bytes().ct_eq(hash.as_bytes()));
+            if same { Some(known.holder) } else { found }
+        })
+        .map(|holder| match holder {
+            Holder::Operator => Caller::Operator,
+            Holder::Factory => Caller::Factory,
+            Holder::Vault => Caller::Vault,
+        })
+}
+
+/// Whether `caller` may make `call`.
+///
+/// # Errors
+/// Unauthorized without credentials, refused with others than the call wants.
+pub fn permit(call: &Call, caller: &Caller) -> Result<(), Problem> {
+    let who = caller.who();
+    if call.who.contains(&who) || call.who.contains(&Who::Anyone) {
+        return Ok(());
+    }
+    if who == Who::Anyone {
+        return Err(
+            Problem::new(Kind::Unauthorized, "this call needs credentials")
+                .hint("send `Authorization: Bearer TOKEN`, or call with a device certificate"),
+        );
+    }
+    let names: Vec<_> = call.who.iter().map(|who| who.word()).collect();
+    Err(Problem::refused(format!(
+        "{} {}: for {} only, not for {}",
+        call.method,
+        call.path,
+        names.join(", "),
+        who.word()
+    )))
+}
+
+/// Lets a call through to its route, with the [`Caller`] beside it.
+pub(crate) async fn guard(
+    State(sky): State<Arc<Sky>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    matched: MatchedPath,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let admitted = admit(&sky, &peer, matched.as_str(), &request);
+    let checked = match admitted {
+        Ok((Caller::Unit(identity), call)) => {
+            let address = peer.address.ip().to_string();
+            fence::check(&sky, &identity, call.place, &address)
+                .await
+                .map(|()| Caller::Unit(identity))
+        }
+        Ok((caller, _)) => Ok(caller),
+        Err(problem) => Err(problem),
+    };
+    match checked {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(problem) => problem.into_response(),
+    }
+}
+
+fn admit(
+    sky: &Sky,
+    peer: &Peer,
+    path: &str,
+    request: &Request,
+) -> Result<(Caller, &'static Call), Problem> {
+    let method = match *request.method() {
+        Method::HEAD => "GET",
+        ref method => method.as_str(),
+    };
+    let caller = identify(request.headers(), peer, &sky.tokens)?;
+    let call = CALLS
+        .iter()
+        .find(|call| call.path == path && call.method == method)
+        .ok_or_else(|| Problem::new(Kind::Method, format!("{method} {path}: no such method")))?;
+    permit(call, &caller)?;
+    Ok((caller, call))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(device: Option<&str>) -> Peer {
+        Peer {
+            address: "10.0.0.9:5000".parse().unwrap(),
+            device: device.map(|text| text.parse().unwrap()),
+            certificate: None,
+        }
+    }
+
+    fn tokens() -> Vec<TokenRecord> {
+        [("o", Holder::Operator), ("v", Holder::Vault)]
+            .map(|(token, holder)| TokenRecord {
+                hash: Digest::of(token.as_bytes()),
+                holder,
+            })
+            .to_vec()
+    }
+
+    fn with_token(value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())])
+    }
+
+    const UNIT: &str = "urn:leapserv:motivatit/houma-1:1";
+
+    #[test]
+    fn a_wrong_token_is_not_saved_by_a_certificate() {
+        let peer = peer(Some(UNIT));
+        let identify = |headers| identify(&headers, &peer, &tokens());
+        assert!(matches!(identify(HeaderMap::new()), Ok(Caller::Unit(_))));
+        assert_eq!(identify(with_token("Bearer o")).unwrap(), Caller::Operator);
+        assert_eq!(identify(with_token("bearer v")).unwrap(), Caller::Vault);
+        for bad in ["Bearer x", "Bearer", "Basic o", "Bearer ", "o"] {
+            let problem = identify(with_token(bad)).unwrap_err();
+            assert_eq!(problem.kind(), Kind::Unauthorized, "{bad}");
+        }
+    }
+
+    #[test]
+    fn nobody_may_call_what_is_not_for_them() {
+        let unit = Caller::Unit(UNIT.parse().unwrap());
+        let callers = [Caller::Operator, Caller::Factory, Caller::Vault, unit];
+        for call in CALLS {
+            for caller in &callers {
+                let listed = call.who.contains(&caller.who()) || call.who.contains(&Who::Anyone);
+                let answer = permit(call, caller).map_err(|problem| problem.kind());
+                let expected = if listed { Ok(()) } else { Err(Kind::Refused) };
+                assert_eq!(answer, expected, "{} {}", call.method, call.path);
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The first process of a bare machine.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    edge::exit::report(provisioner::installer::cli::main())
+}

@@ -1,0 +1,133 @@
+//! What real firmware sent, replayed: the captures in `testdata` tell the same
+//! story as the text beside them, and the server answers as it did on the wire.
+//!
+//! `UPDATE_GOLDEN=1` rewrites the texts, and still fails: a difference must be
+//! looked at. To record a new capture, see `docs/boot-flow.md`.
+
+#![allow(clippy::unwrap_used, reason = "a test panics where something is wrong")]
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pxe::boot::BootAnswer;
+use pxe::capture::{self, Datagram};
+use pxe::dhcp::packet::Packet as Dhcp;
+use pxe::dhcp::policy::{Engine, Port};
+use pxe::dhcp::{Config, LocalDiskReply, Mode, Subnet};
+use pxe::tftp::packet::{Packet as Tftp, encode_option_ack};
+use pxe::tftp::transfer::agree;
+
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+fn testdata(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "testdata", name]
+        .iter()
+        .collect()
+}
+
+fn load(name: &str) -> Vec<Datagram> {
+    let bytes = std::fs::read(testdata(&format!("{name}.pcap"))).unwrap();
+    capture::read(&bytes).unwrap()
+}
+
+/// The server of `examples/boot_server.rs`, which the captures were made with.
+fn engine() -> Engine {
+    let subnet = Subnet {
+        network: Ipv4Addr::new(10, 77, 0, 0),
+        prefix: 16,
+        range: Ipv4Addr::new(10, 77, 0, 100)..=Ipv4Addr::new(10, 77, 0, 199),
+        reservations: BTreeMap::new(),
+        routers: Vec::new(),
+        name_servers: Vec::new(),
+        domain: None,
+        lease: Duration::from_secs(3600),
+        options: Vec::new(),
+    };
+    let config = Config {
+        mode: Mode::Authoritative(vec![subnet]),
+        server: SERVER,
+        http_base: format!("http://{SERVER}:8080"),
+        local_disk: LocalDiskReply::default(),
+    };
+    Engine::new(config, []).unwrap()
+}
+
+/// Puts the client's messages to the server again and compares the answers, byte
+/// for byte, with those of the capture.
+fn replay(name: &str, answer: &BootAnswer, length: u64) {
+    let datagrams = load(name);
+    let now = "2026-11-22T12:00:00Z".parse().unwrap();
+    let mut engine = engine();
+    let (mut dhcp, mut tftp) = (0, 0);
+    for (at, datagram) in datagrams.iter().enumerate() {
+        let expected = datagrams.get(at + 1).map(|next| next.payload.as_slice());
+        match datagram.to.port() {
+            67 => {
+                let packet = Dhcp::parse(&datagram.payload).unwrap();
+                let decide = |_: &pxe::boot::BootRequest| answer.clone();
+                let step = engine.handle(&packet, Port::Dhcp, datagram.from, now, decide);
+                let reply = step.reply.map(|reply| reply.packet.encode());
+                assert_eq!(reply.as_deref(), expected, "{name}: reply to datagram {at}");
+                dhcp += 1;
+            }
+            69 => {
+                let Ok(Tftp::Read(request)) = Tftp::parse(&datagram.payload) else {
+                    panic!("{name}: datagram {at} is no read request");
+                };
+                let agreed = agree(&request.options, length, 1468, 64);
+                let reply = encode_option_ack(&agreed.accepted);
+                assert_eq!(Some(&reply[..]), expected, "{name}: reply to datagram {at}");
+                tftp += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(
+        (dhcp, tftp),
+        (2, 2),
+        "{name}: discover and request, size and file"
+    );
+}
+
+/// Says what is wrong with the text beside a capture.
+fn compare(name: &str) -> Option<String> {
+    let told = capture::tell(&load(name));
+    let path = testdata(&format!("{name}.txt"));
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    if told == expected {
+        return None;
+    }
+    let mut hint = "run with UPDATE_GOLDEN=1 and look at the difference";
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &told).unwrap();
+        hint = "rewritten: look at the difference and run again";
+    }
+    Some(format!("{name}.txt is not what the capture tells; {hint}"))
+}
+
+#[test]
+fn the_captures_tell_what_stands_beside_them() {
+    let names = ["ovmf-pxe-boot", "ovmf-pxe-local-disk"];
+    let wrong: Vec<_> = names.into_iter().filter_map(compare).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn ovmf_is_answered_as_when_it_booted() {
+    let path = "installer.efi".to_owned();
+    let answer = BootAnswer::Boot {
+        tftp_path: path.clone(),
+        http_path: path,
+    };
+    replay("ovmf-pxe-boot", &answer, 140_891);
+}
+
+#[test]
+fn ovmf_is_answered_as_when_it_booted_its_disk() {
+    let answer = BootAnswer::LocalDisk {
+        reason: "no ticket".into(),
+    };
+    replay("ovmf-pxe-local-disk", &answer, 7168);
+}

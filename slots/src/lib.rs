@@ -1,0 +1,36 @@
+//! The disk of a unit: its layout, and the one writer of its slots.
+//!
+//! Three programs put an operating system on a disk: the installer at birth,
+//! the updater later, and the composer of disk images. All of them do it
+//! through this crate, so that there is one place that decides where things
+//! lie, checks a segment before it is written, and orders writes so that a
+//! power cut at any moment leaves a machine that boots.
+//!
+//! Flow: [`layout`] plans the partition table, [`gpt`] writes it, [`writer`]
+//! fills a slot from a verified release, [`esp`] holds the boot loader, the
+//! kernels and the releases' small files. [`decide`] chooses the slot to
+//! write; [`compose`] does all of it at once for a whole disk.
+//!
+//! It deliberately does not fetch anything, knows no clock, makes no random
+//! number, and touches neither the data partition nor a file system mount.
+//! It accepts releases only as [`model::Verified`].
+
+pub mod layout;
+
+pub mod target;
+
+pub mod gpt;
+
+pub mod writer;
+
+pub mod esp;
+
+pub mod decide;
+
+pub mod compose;
+
+#[cfg(test)]
+mod fault;
+
+pub use layout::{Layout, Part, Slot};
+pub use target::{Disk, Target, Window};

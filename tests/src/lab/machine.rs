@@ -1,0 +1,501 @@
+//! A machine: QEMU with OVMF firmware, network first in its boot order for its whole life.
+//!
+//! A machine is hardware. It keeps its disks, its firmware's variables and its serial
+//! log over power cuts, and can be moved, copied and thrown away as a box can.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use edge::exit::{self, Kind};
+use edge::runner::Tool;
+use model::MacAddr;
+use serde_json::json;
+
+use super::accelerator::Accelerator;
+use super::isolation::RUN;
+use super::log::LogTail;
+use super::network::Port;
+use super::process::{Process, Recipe};
+use super::qmp::{DiskUse, Qmp};
+
+/// What a machine is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hardware {
+    /// Name in the laboratory, for files and messages: at most 10 letters, digits and `-`.
+    pub name: String,
+    /// Serial number in the firmware's tables.
+    pub serial: String,
+    /// UUID in the firmware's tables.
+    pub uuid: String,
+    /// One network card for each address.
+    pub macs: Vec<MacAddr>,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// Number of processors.
+    pub processors: u32,
+    /// The disks, in order.
+    pub disks: Vec<Disk>,
+}
+
+/// One disk of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Serial number: at most 20 letters and digits.
+    pub serial: String,
+    /// Size in bytes. The image is sparse.
+    pub size: u64,
+}
+
+/// A machine in the laboratory, on or off.
+#[derive(Debug)]
+pub struct Machine {
+    hardware: Hardware,
+    folder: PathBuf,
+    /// Resets in the lives before this power-on.
+    earlier_resets: usize,
+    power: Option<Power>,
+}
+
+#[derive(Debug)]
+struct Power {
+    qemu: Process,
+    qmp: Qmp,
+    since: Instant,
+}
+
+/// The files of the OVMF firmware.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firmware {
+    /// The program, read-only.
+    pub code: PathBuf,
+    /// The template of the variables, copied for each machine.
+    pub variables: PathBuf,
+}
+
+/// Finds the firmware of Debian's package `ovmf`.
+///
+/// # Errors
+/// It is not installed.
+pub fn firmware() -> anyhow::Result<Firmware> {
+    let folder = Path::new("/usr/share/OVMF");
+    let found = Firmware {
+        code: folder.join("OVMF_CODE_4M.fd"),
+        variables: folder.join("OVMF_VARS_4M.fd"),
+    };
+    if !found.code.exists() || !found.variables.exists() {
+        let missing = format!("no OVMF firmware in {}", folder.display());
+        let missing = exit::marked(Kind::Environment, missing);
+        return Err(exit::hint(
+            missing,
+            "apt-get install ovmf, or run make setup",
+        ));
+    }
+    Ok(found)
+}
+
+impl Machine {
+    /// Puts a machine together: empty disks and fresh firmware variables below `folder`,
+    /// unless they are there already.
+    ///
+    /// # Errors
+    /// A file cannot be made, or the description does not fit QEMU.
+    pub fn build(hardware: Hardware, folder: &Path) -> anyhow::Result<Self> {
+        let name = &hardware.name;
+        let fits = name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        ensure!(
+            !name.is_empty() && name.len() <= 10 && fits,
+            "machine {name}: expected a name of at most 10 letters, digits and hyphens"
+        );
+        for text in [&hardware.serial, &hardware.uuid] {
+            ensure!(!text.contains(','), "machine {name}: a comma in {text}");
+        }
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("make folder {}", folder.display()))?;
+        let machine = Self {
+            folder: std::path::absolute(folder)
+                .with_context(|| format!("make {} absolute", folder.display()))?,
+            hardware,
+            earlier_resets: 0,
+            power: None,
+        };
+        for (index, disk) in machine.hardware.disks.iter().enumerate() {
+            let path = machine.disk(index);
+            if !path.exists() {
+                std::fs::File::create(&path)
+                    .and_then(|file| file.set_len(disk.size))
+                    .with_context(|| format!("make disk {}", path.display()))?;
+            }
+        }
+        let variables = machine.variables();
+        if !variables.exists() {
+            std::fs::copy(firmware()?.variables, &variables)
+                .with_context(|| format!("make firmware variables {}", variables.display()))?;
+        }
+        Ok(machine)
+    }
+
+    /// What the machine is made of.
+    #[must_use]
+    pub fn hardware(&self) -> &Hardware {
+        &self.hardware
+    }
+
+    /// The machine's folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The image of a disk, raw and sparse.
+    #[must_use]
+    pub fn disk(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("disk{index}.img"))
+    }
+
+    /// The firmware's variables.
+    #[must_use]
+    pub fn variables(&self) -> PathBuf {
+        self.folder.join("firmware-variables.fd")
+    }
+
+    /// All that the machine ever said on its serial line.
+    #[must_use]
+    pub fn serial_log(&self) -> PathBuf {
+        self.folder.join("serial.log")
+    }
+
+    /// The machine's console, for `socat` or `leap-lab console`, while it is on.
+    #[must_use]
+    pub fn console_socket(&self) -> PathBuf {
+        Path::new(RUN).join(format!("{}.console", self.hardware.name))
+    }
+
+    /// A tail of the serial line, from now on.
+    #[must_use]
+    pub fn console(&self) -> LogTail {
+        LogTail::from_end(&self.serial_log())
+    }
+
+    /// Powers the machine on, with one port for each network card.
+    ///
+    /// # Errors
+    /// It is on already, the ports do not fit, or QEMU does not start.
+    pub async fn power_on(
+        &mut self,
+        accelerator: Accelerator,
+        ports: &mut [Port],
+    ) -> anyhow::Result<()> {
+        let name = &self.hardware.name;
+        ensure!(self.power.is_none(), "machine {name} is on already");
+        ensure!(
+            ports.len() == self.hardware.macs.len(),
+            "machine {name}: {} network cards and {} ports",
+            self.hardware.macs.len(),
+            ports.len()
+        );
+        let socket = Path::new(RUN).join(format!("{name}.qmp"));
+        for stale in [&socket, &self.console_socket()] {
+            let _ = std::fs::remove_file(stale);
+        }
+        for port in &mut *ports {
+            port.release();
+        }
+        let netdevs: Vec<_> = ports
+            .iter()
+            .enumerate()
+            .map(|(index, port)| port.netdev(&format!("net{index}")))
+            .collect();
+        let tool = self.qemu(accelerator, &firmware()?, &netdevs, &socket);
+        let recipe = Recipe::new(
+            &format!("machine {name}"),
+            tool,
+            self.folder.join("qemu.log"),
+        );
+        let since = Instant::now();
+        let mut qemu = recipe.start()?;
+        let qmp = Qmp::connect(&socket, || qemu.alive()).await?;
+        for port in ports {
+            port.join()?;
+        }
+        self.power = Some(Power { qemu, qmp, since });
+        Ok(())
+    }
+
+    /// Cuts the power: QEMU is killed in whatever it does.
+    ///
+    /// # Errors
+    /// The system did not let us.
+    pub async fn power_cut(&mut self) -> anyhow::Result<()> {
+        if let Some(mut power) = self.power.take() {
+            self.earlier_resets += power.qmp.count("RESET");
+            power.qemu.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Presses the power button and waits until the machine is off.
+    ///
+    /// # Errors
+    /// It did not go off in time; then its power is cut.
+    pub async fn power_button(&mut self, deadline: Duration) -> anyhow::Result<()> {
+        let Some(power) = &mut self.power else {
+            return Ok(());
+        };
+        power.qmp.execute("system_powerdown", json!({})).await?;
+        let ended = power.qemu.wait(deadline).await;
+        self.power_cut().await?;
+        ended.map(drop)
+    }
+
+    /// Succeeds while the machine is on.
+    ///
+    /// # Errors
+    /// It is off, or QEMU ended by itself.
+    pub fn alive(&mut self) -> anyhow::Result<()> {
+        let name = &self.hardware.name;
+        let power = self.power.as_mut();
+        power
+            .with_context(|| format!("machine {name} is off"))?
+            .qemu
+            .alive()
+    }
+
+    /// How often the machine has started over by itself (reset), in its whole life in
+    /// this laboratory. Powering on does not count.
+    #[must_use]
+    pub fn resets(&self) -> usize {
+        let now = self
+            .power
+            .as_ref()
+            .map_or(0, |power| power.qmp.count("RESET"));
+        self.earlier_resets + now
+    }
+
+    /// Time since power-on; zero while it is off.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        let power = self.power.as_ref();
+        power.map_or(Duration::ZERO, |power| power.since.elapsed())
+    }
+
+    /// What a disk has done since power-on.
+    ///
+    /// # Errors
+    /// The machine is off, or has no such disk.
+    pub async fn disk_use(&mut self, index: usize) -> anyhow::Result<DiskUse> {
+        let name = &self.hardware.name;
+        let power = self.power.as_mut();
+        let power = power.with_context(|| format!("machine {name} is off"))?;
+        power.qmp.disk_use(&format!("disk{index}")).await
+    }
+
+    /// Waits for one of these texts on the serial line and returns which. `console` says
+    /// from where on.
+    ///
+    /// # Errors
+    /// The deadline passed or the machine went off. The error shows its last lines.
+    pub async fn says(
+        &mut self,
+        console: &mut LogTail,
+        texts: &[&str],
+        deadline: Duration,
+    ) -> anyhow::Result<usize> {
+        console.wait_for(texts, deadline, || self.alive()).await
+    }
+
+    /// Takes a copy of the machine as it lies there: its disks and firmware variables,
+    /// in another folder. The copy is off, and is the same hardware.
+    ///
+    /// # Errors
+    /// The machine is on, or the copy cannot be made.
+    pub async fn copy(&self, folder: &Path) -> anyhow::Result<Self> {
+        let name = &self.hardware.name;
+        ensure!(
+            self.power.is_none(),
+            "machine {name} is on: its disks cannot be copied"
+        );
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("make folder {}", folder.display()))?;
+        let count = self.hardware.disks.len();
+        let files = (0..count)
+            .map(|index| self.disk(index))
+            .chain([self.variables()]);
+        for file in files {
+            Tool::new("cp")
+                .args(["--sparse=always", "--reflink=auto", "--"])
+                .args([file.as_path(), folder])
+                .run_async()
+                .await?;
+        }
+        Self::build(self.hardware.clone(), folder)
+    }
+
+    /// Deletes the machine's disks: the hardware is dead.
+    ///
+    /// # Errors
+    /// The machine is on, or a disk cannot be deleted.
+    pub fn destroy_disks(&self) -> anyhow::Result<()> {
+        let name = &self.hardware.name;
+        ensure!(self.power.is_none(), "machine {name} is on");
+        for index in 0..self.hardware.disks.len() {
+            let disk = self.disk(index);
+            std::fs::remove_file(&disk)
+                .with_context(|| format!("delete disk {}", disk.display()))?;
+        }
+        Ok(())
+    }
+
+    fn qemu(
+        &self,
+        accelerator: Accelerator,
+        firmware: &Firmware,
+        netdevs: &[String],
+        qmp: &Path,
+    ) -> Tool {
+        let Hardware {
+            name,
+            serial,
+            uuid,
+            macs,
+            memory,
+            processors,
+            disks,
+        } = &self.hardware;
+        let mut tool = Tool::new("qemu-system-x86_64")
+            .args([
+                "-name",
+                name,
+                "-machine",
+                "q35",
+                "-nodefaults",
+                "-display",
+                "none",
+            ])
+            .args(accelerator.arguments())
+            .args(["-smp", &processors.to_string(), "-m", &memory.to_string()])
+            .args(["-uuid", uuid])
+            .arg("-smbios")
+            .arg(format!(
+                "type=1,manufacturer=LeapServ,product=Laboratory,serial={serial},uuid={uuid}"
+            ))
+            .arg("-drive")
+            .arg(format!(
+                "if=pflash,unit=0,format=raw,readonly=on,file={}",
+                comma(&firmware.code)
+            ))
+            .arg("-drive")
+            .arg(format!(
+                "if=pflash,unit=1,format=raw,file={}",
+                comma(&self.variables())
+            ))
+            // Firmware since 2024 has no network boot without a source of randomness.
+            .args(["-device", "virtio-rng-pci"])
+            .arg("-chardev")
+            .arg(format!(
+                "socket,id=console,path={},server=on,wait=off,logfile={},logappend=on",
+                comma(&self.console_socket()),
+                comma(&self.serial_log())
+            ))
+            .args(["-serial", "chardev:console"])
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", comma(qmp)));
+        for (index, (mac, netdev)) in macs.iter().zip(netdevs).enumerate() {
+            // Without a ROM the firmware's own network boot is what runs.
+            let order = index + 1;
+            tool = tool.args(["-netdev", netdev]).arg("-device").arg(format!(
+                "virtio-net-pci,netdev=net{index},mac={mac},bootindex={order},romfile="
+            ));
+        }
+        for (index, disk) in disks.iter().enumerate() {
+            let order = macs.len() + index + 1;
+            tool = tool
+                .arg("-drive")
+                .arg(format!(
+                    "if=none,id=drive{index},format=raw,cache=writeback,discard=unmap,\
+                     detect-zeroes=unmap,file={}",
+                    comma(&self.disk(index))
+                ))
+                .arg("-device")
+                .arg(format!(
+                    "virtio-blk-pci,id=disk{index},drive=drive{index},serial={},bootindex={order}",
+                    disk.serial
+                ));
+        }
+        tool
+    }
+}
+
+/// In QEMU's options a comma in a value is doubled.
+fn comma(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+/// A machine's address in the laboratory's own range, which no hardware has.
+#[must_use]
+pub fn mac(number: u8) -> MacAddr {
+    MacAddr([0x52, 0x54, 0x00, 0x1e, 0xab, number])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hardware() -> Hardware {
+        Hardware {
+            name: "box-1".to_owned(),
+            serial: "LS-0001".to_owned(),
+            uuid: "6c656170-0000-4000-8000-000000000001".to_owned(),
+            macs: vec![mac(1)],
+            memory: 1024,
+            processors: 2,
+            disks: vec![Disk {
+                serial: "DISK0001".to_owned(),
+                size: 1 << 30,
+            }],
+        }
+    }
+
+    #[test]
+    fn a_machine_boots_the_network_first_and_has_no_boot_rom() {
+        let folder = tempfile::tempdir().unwrap();
+        let machine = Machine {
+            hardware: hardware(),
+            folder: folder.path().join("a,b"),
+            earlier_resets: 0,
+            power: None,
+        };
+        let firmware = Firmware {
+            code: "/code.fd".into(),
+            variables: "/vars.fd".into(),
+        };
+        let qmp = Path::new("/run/leap-lab/box-1.qmp");
+        let line = machine
+            .qemu(
+                Accelerator::Tcg,
+                &firmware,
+                &["tap,id=net0".to_owned()],
+                qmp,
+            )
+            .line();
+        assert!(line.contains("bootindex=1,romfile="), "{line}");
+        assert!(line.contains("serial=DISK0001,bootindex=2"), "{line}");
+        assert!(line.contains("a,,b/disk0.img"), "{line}");
+        assert!(line.contains("type=1,manufacturer=LeapServ,product=Laboratory,serial=LS-0001"));
+        assert!(!line.contains("-kernel"));
+    }
+
+    #[test]
+    fn a_name_that_makes_no_socket_path_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["", "a/b", "much-too-long-a-name"] {
+            let hardware = Hardware {
+                name: name.to_owned(),
+                ..hardware()
+            };
+            assert!(Machine::build(hardware, folder.path()).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Step 3: a machine with an empty disk is born as the unit.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use edge::runner::Tool;
+
+use super::centre::sky_url;
+use super::releases::FIRST;
+use super::world::{Powered, UNIT, World, factory_address};
+use crate::lab::disk::DiskImage;
+use crate::lab::log::LogTail;
+use crate::lab::machine::{Disk, Hardware, Machine, mac};
+use crate::lab::pcap::Capture;
+use crate::lab::process::Recipe;
+use crate::lab::server::{Ready, Server};
+use crate::lab::story::Step;
+use crate::lab::wait;
+
+const FACTORY_PORT: u16 = 8080;
+/// Without KVM a machine takes minutes for what takes seconds on iron.
+pub(super) const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The machine that the unit is born on.
+fn first_machine() -> Hardware {
+    Hardware {
+        name: "houma-a".to_owned(),
+        serial: "LEAPSERV-0001".to_owned(),
+        uuid: "6c656170-0000-4000-8000-000000000001".to_owned(),
+        macs: vec![mac(1)],
+        memory: 1024,
+        // One processor: several, translated in parallel, race when the guest's kernel
+        // patches its own code, and panic now and then.
+        processors: 1,
+        disks: vec![Disk {
+            serial: "DISK0001".to_owned(),
+            size: 16 << 30,
+        }],
+    }
+}
+
+/// The machine that takes its place.
+pub(super) fn second_machine() -> Hardware {
+    Hardware {
+        name: "houma-b".to_owned(),
+        serial: "LEAPSERV-0002".to_owned(),
+        uuid: "6c656170-0000-4000-8000-000000000002".to_owned(),
+        macs: vec![mac(2)],
+        memory: 1024,
+        processors: 1,
+        disks: vec![Disk {
+            serial: "DISK0002".to_owned(),
+            size: 24 << 30,
+        }],
+    }
+}
+
+/// Starts the factory, powers a machine on, approves it and waits until it serves.
+pub(super) async fn birth(world: &mut World, step: &mut Step) -> anyhow::Result<()> {
+    start_factory(world, step).await?;
+    let folder = world.stage.build.join("machines/houma-a");
+    let machine = Machine::build(first_machine(), &folder)?;
+    step.note("a machine with OVMF firmware, an empty disk and nothing else is powered on");
+    let mut powered = Powered::on(machine, &world.network, world.accelerator).await?;
+    let machine = &mut powered.machine;
+    let mut console = LogTail::from_start(&machine.serial_log());
+
+    step.waiting("firmware: DHCP and TFTP from our servers");
+    machine
+        .says(&mut console, &["leapserv: installer"], PATIENCE)
+        .await?;
+    step.timing("firmware and kernel", machine.uptime());
+    step.waiting("installer: facts to the factory");
+    machine
+        .says(&mut console, &["leapserv: code "], PATIENCE)
+        .await?;
+    let code = code_on_screen(&machine.serial_log())?;
+    step.evidence(format!(
+        "{:.0} s after power-on the machine waits, with code {code} on its screen",
+        machine.uptime().as_secs_f64()
+    ));
+    ensure!(
+        machine.disk_use(0).await?.written == 0,
+        "the disk was written before anyone approved"
+    );
+    step.evidence("its disk has not been written: there is no ticket");
+
+    world.machine = Some(powered);
+    world
+        .operator
+        .run(step, &["machine", "approve", &code, "--unit", UNIT])
+        .await?;
+    let machine = world.machine()?;
+    step.timing("approved", machine.uptime());
+    watch_installation(machine, &mut console, step).await?;
+    let view = world.wait_for(step, &["in-service"], 300).await?;
+    let uptime = world.machine()?.uptime();
+    step.timing("power-on to in service", uptime);
+    let check_in = view
+        .last_check_in
+        .context("the unit is in service and never checked in")?;
+    step.evidence(format!(
+        "{:.0} s after power-on: in service, release {}, slot {}, {}",
+        uptime.as_secs_f64(),
+        check_in.release,
+        check_in.slot,
+        check_in.addresses.join(" ")
+    ));
+    ensure!(
+        check_in.release.to_string() == FIRST,
+        "expected release {FIRST}"
+    );
+    prove(world, step).await
+}
+
+/// Waits through the installer's steps, with a timing for each.
+pub(super) async fn watch_installation(
+    machine: &mut Machine,
+    console: &mut LogTail,
+    step: &mut Step,
+) -> anyhow::Result<()> {
+    for (text, what) in [
+        (
+            "leapserv: step write ",
+            "the image is streamed to disk, each segment verified",
+        ),
+        (
+            "leapserv: step boot ",
+            "boot loader, kernel, components, customer layer",
+        ),
+        (
+            "leapserv: step verify ",
+            "identity is on the disk; all of it is read back",
+        ),
+        ("leapserv: born ", "restart"),
+    ] {
+        step.waiting(what);
+        machine
+            .says(console, &[text, "leapserv: error"], PATIENCE)
+            .await
+            .and_then(|which| {
+                ensure!(which == 0, "the installer gave up; see its serial log");
+                Ok(())
+            })?;
+        step.timing(
+            text.trim_start_matches("leapserv: ").trim(),
+            machine.uptime(),
+        );
+    }
+    step.rest();
+    Ok(())
+}
+
+/// The code that stands on the screen.
+pub(super) fn code_on_screen(serial: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read(serial).with_context(|| format!("read {}", serial.display()))?;
+    let text = String::from_utf8_lossy(&text);
+    let line = text
+        .rsplit("leapserv: code ")
+        .next()
+        .context("no code on the screen")?;
+    Ok(line.chars().take(9).collect())
+}
+
+async fn start_factory(world: &mut World, step: &mut Step) -> anyhow::Result<()> {
+    let folder = world.stage.build.join("factory");
+    std::fs::create_dir_all(&folder).context("make the factory's folder")?;
+    let absolute = |path: &Path| {
+        std::path::absolute(path)
+            .map(|path| path.display().to_string())
+            .context("name a file")
+    };
+    let sky = world.stage.build.join("sky");
+    let config = format!(
+        "interface = {:?}\naddress = \"{}\"\nstate = {:?}\ncache = {:?}\nchannel = \"stable\"\n\
+         trust_root = {:?}\n\n[http]\nport = {FACTORY_PORT}\n\n\
+         [dhcp]\nmode = \"server\"\nnetwork = \"10.77.0.0/24\"\n\
+         pool = [\"10.77.0.100\", \"10.77.0.150\"]\n\n\
+         [sky]\nurl = {:?}\nca = {:?}\ntoken_file = {:?}\n",
+        world.network.interface(),
+        factory_address(),
+        absolute(&folder.join("state"))?,
+        absolute(&folder.join("cache"))?,
+        absolute(&world.stage.build.join("keys/trust-root.json"))?,
+        sky_url(),
+        absolute(&sky.join("ca.crt"))?,
+        absolute(&sky.join("tokens/factory"))?,
+    );
+    let file = folder.join("factory.toml");
+    std::fs::write(&file, config).context("write the factory's configuration")?;
+    let shown = file.display().to_string();
+    step.command(&format!("leap-provisioner run --config {shown}"));
+    let tool = Tool::new(world.program("leap-provisioner")).args(["run", "--config", &shown]);
+    let recipe = Recipe::new(
+        "leap-provisioner",
+        tool,
+        world.stage.build.join("leap-provisioner.log"),
+    );
+    let address = (factory_address(), FACTORY_PORT).into();
+    let server = Server::start(recipe, Ready::Port(address)).await?;
+    world.factory = Some(server);
+    // The installer has to be in the factory's cache before a machine asks for it.
+    let cache = folder.join("cache");
+    step.waiting("the factory fetches the release from the sky");
+    wait::until(
+        "the installer in the factory's cache",
+        Duration::from_secs(60),
+        || {
+            let found = find(&cache, "installer.efi");
+            async move { Ok(found.then_some(())) }
+        },
+    )
+    .await?;
+    step.rest();
+    step.evidence("the factory serves DHCP, TFTP and HTTP on the bench");
+    Ok(())
+}
+
+fn find(folder: &Path, name: &str) -> bool {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return false;
+    };
+    entries.flatten().any(|entry| {
+        entry.file_name() == name || (entry.path().is_dir() && find(&entry.path(), name))
+    })
+}
+
+/// What can be seen of the birth from outside the machine.
+async fn prove(world: &mut World, step: &mut Step) -> anyhow::Result<()> {
+    let capture = Capture::read(world.capturing[0].file())?;
+    let reads = capture.tftp_reads();
+    let read = reads.first().context("the capture has no TFTP request")?;
+    let boots = capture.boot_file_for(mac(1));
+    step.evidence(format!(
+        "capture: the firmware fetched {} by TFTP{}",
+        read.file,
+        boots
+            .map(|file| format!(", last boot answer {file}"))
+            .unwrap_or_default()
+    ));
+    let disk = DiskImage::open(&world.machine()?.disk(0))?;
+    let names: Vec<_> = disk
+        .partitions()
+        .iter()
+        .map(|part| part.name.clone())
+        .collect();
+    ensure!(
+        names == ["esp", "root-a", "verity-a", "root-b", "verity-b", "data"],
+        "unexpected partitions: {names:?}"
+    );
+    step.evidence(format!("disk, read from outside: {}", names.join(" ")));
+    Ok(())
+}
