@@ -2,7 +2,7 @@
 //!
 //! [`packet`] and [`options`] are the wire, [`lease`] is who has which address,
 //! [`policy`] turns one message into one answer, [`server`] owns the sockets,
-//! and [`probe`] asks whether another server answers on a network.
+//! and [`probe()`] asks whether another server answers on a network.
 
 pub mod lease;
 pub mod options;
