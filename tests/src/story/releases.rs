@@ -28,7 +28,7 @@ pub(super) fn folder(world: &World, version: &str) -> PathBuf {
 pub(super) async fn build(inside: &Inside, world: &World, step: &mut Step) -> anyhow::Result<()> {
     step.note("building needs Debian's packages, so it runs outside, on the host's network");
     let product = world.stage.recipes.join("leapserv.toml");
-    let refused = world.stage.recipes.join("../../tests/recipes/refused.toml");
+    let refused = world.stage.recipes.join("refusing.toml");
     for (version, recipe) in [
         (FIRST, &product),
         (GOOD, &product),
