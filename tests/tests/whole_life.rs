@@ -8,7 +8,12 @@ use e2e::lab::story::{Report, STEPS};
 use edge::runner::Tool;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    // Without `..`: dnsmasq serves nothing below a path that has one.
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package
+        .parent()
+        .expect("the package lies in the workspace")
+        .to_path_buf()
 }
 
 fn programs() -> PathBuf {
@@ -38,6 +43,7 @@ fn leap_lab(arguments: &[&str], build: &Path, report: &str) -> (Report, String) 
 }
 
 #[test]
+#[ignore = "starts a machine with real firmware: make e2e"]
 fn the_laboratory_keeps_its_promises() {
     let build = root().join("build/e2e-laboratory");
     let (report, told) = leap_lab(&["self-test"], &build, "self-test.json");
