@@ -607,6 +607,13 @@ impl Engine {
         now: Timestamp,
         ledger: &Arc<Ledger>,
     ) -> anyhow::Result<(Snapshot, Verdict)> {
+        if self.site.is_restoring(source.name())? {
+            let error = anyhow::anyhow!(
+                "files of source {} are being restored: a snapshot would hold half of them",
+                source.name()
+            );
+            return Err(hint(error, "the next run takes it"));
+        }
         let (server, root) = server(source)?;
         let key = secrets::ssh_key(&self.secrets)?;
         let connection = Connection::open(&server, key).await.map_err(with_hint)?;
@@ -909,6 +916,10 @@ impl Engine {
                 let connection = Connection::open(&server, key).await.map_err(with_hint)?;
                 (Box::new(Sink::new(Arc::new(connection))), folder.clone())
             }
+        };
+        let _restoring = match &order.to {
+            To::Unit { .. } => None,
+            To::Source { .. } => Some(self.site.restoring(&snapshot.source)?),
         };
         let to = target.describe();
         let report_path = path.display().to_string();

@@ -9,7 +9,6 @@ use anyhow::Context;
 use edge::exit::{Kind, hint, marked};
 use model::DeviceIdentity;
 use model::configuration::Backup;
-use x509_parser::extensions::GeneralName;
 
 /// All paths of the engine, under one root that tests may move.
 #[derive(Debug, Clone)]
@@ -96,7 +95,7 @@ impl Site {
         let certificate = read(self.certificate())?;
         let key = zeroize::Zeroizing::new(read(self.key())?);
         let ca = read(self.ca())?;
-        let identity = identity_in(&certificate).ok_or_else(|| {
+        let identity = tls::device_in(&certificate).ok_or_else(|| {
             marked(
                 Kind::Environment,
                 format!(
@@ -156,6 +155,43 @@ impl Site {
     }
 }
 
+impl Site {
+    fn restoring_file(&self, source: &str) -> anyhow::Result<File> {
+        let path = self.state().join(format!("restoring-{source}.lock"));
+        std::fs::create_dir_all(self.state())
+            .with_context(|| format!("make folder {}", self.state().display()))?;
+        File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("open {}", path.display()))
+    }
+
+    /// Says for as long as the answer is held that files of a source are being restored.
+    /// Several may be at it.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn restoring(&self, source: &str) -> anyhow::Result<Lock> {
+        let file = self.restoring_file(source)?;
+        file.lock_shared().context("say that files are restored")?;
+        Ok(Lock { _file: file })
+    }
+
+    /// Whether files of a source are being restored: a snapshot of it would hold half of them.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn is_restoring(&self, source: &str) -> anyhow::Result<bool> {
+        match self.restoring_file(source)?.try_lock() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error).context("ask whether files are restored"),
+        }
+    }
+}
+
 /// Held while writing; the system releases it when the process ends, however it ends.
 #[derive(Debug)]
 pub struct Lock {
@@ -169,21 +205,6 @@ pub struct Device {
     pub identity: DeviceIdentity,
     /// Shows the device certificate and trusts the fleet's CA alone.
     pub client: reqwest::Client,
-}
-
-/// The identity that stands in a device certificate (PEM). Nothing is verified: it is our own.
-fn identity_in(certificate: &str) -> Option<DeviceIdentity> {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).ok()?;
-    let certificate = pem.parse_x509().ok()?;
-    let names = certificate.subject_alternative_name().ok()??;
-    names
-        .value
-        .general_names
-        .iter()
-        .find_map(|name| match name {
-            GeneralName::URI(uri) => uri.parse().ok(),
-            _ => None,
-        })
 }
 
 /// Writes a marker that stands while a repository is written to, so that a crash is noticed.
@@ -219,6 +240,21 @@ mod tests {
         assert!(error.contains(&std::process::id().to_string()), "{error}");
         drop(held);
         site.lock(Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn a_source_is_restored_to_for_as_long_as_somebody_is_at_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let site = Site::new(folder.path());
+        assert!(!site.is_restoring("gallery").unwrap());
+        let one = site.restoring("gallery").unwrap();
+        let other = site.restoring("gallery").unwrap();
+        assert!(site.is_restoring("gallery").unwrap());
+        assert!(!site.is_restoring("invoices").unwrap());
+        drop(one);
+        assert!(site.is_restoring("gallery").unwrap());
+        drop(other);
+        assert!(!site.is_restoring("gallery").unwrap());
     }
 
     #[test]

@@ -9,6 +9,12 @@
 
 use std::sync::Once;
 
+use model::DeviceIdentity;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
 pub mod ca;
 
 pub mod client;
@@ -22,4 +28,24 @@ pub fn install_provider() {
         // An error says that one is installed already.
         drop(rustls::crypto::ring::default_provider().install_default());
     });
+}
+
+/// Returns the device that a certificate (PEM) names. Nothing is verified: it is for the
+/// device's own certificate.
+pub fn device_in(pem: &str) -> Option<DeviceIdentity> {
+    device_of(&CertificateDer::from_pem_slice(pem.as_bytes()).ok()?)
+}
+
+/// Returns the device that a certificate (DER) names. Nothing is verified.
+fn device_of(certificate: &[u8]) -> Option<DeviceIdentity> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let names = certificate.subject_alternative_name().ok()??;
+    names
+        .value
+        .general_names
+        .iter()
+        .find_map(|name| match name {
+            GeneralName::URI(uri) => uri.parse().ok(),
+            _ => None,
+        })
 }

@@ -17,8 +17,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// How long a client may take to shake hands.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -215,23 +213,9 @@ fn peer_of(stream: &TlsStream<TcpStream>, address: SocketAddr) -> Peer {
         .and_then(|chain| chain.first());
     Peer {
         address,
-        device: certificate.and_then(|certificate| device_of(certificate)),
+        device: certificate.and_then(|certificate| crate::device_of(certificate)),
         certificate: certificate.map(|certificate| Digest::of(certificate)),
     }
-}
-
-/// Returns the device that a certificate names. The certificate must have been verified.
-fn device_of(certificate: &[u8]) -> Option<DeviceIdentity> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let names = certificate.subject_alternative_name().ok()??;
-    names
-        .value
-        .general_names
-        .iter()
-        .find_map(|name| match name {
-            GeneralName::URI(uri) => uri.parse().ok(),
-            _ => None,
-        })
 }
 
 #[cfg(test)]

@@ -404,6 +404,9 @@ impl Walk {
     }
 }
 
+/// How the names of files begin that are being restored, until they are whole.
+const RESTORED: &str = ".leap-restore-";
+
 fn name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
@@ -468,6 +471,8 @@ impl Iterator for Walk {
                         None => continue,
                     }
                 }
+                // What an interrupted restore left.
+                FileType::File if name(&path).starts_with(RESTORED) => continue,
                 FileType::File => {
                     self.ledger.listed();
                     let open = Opener {
@@ -716,7 +721,7 @@ impl Target for Sink {
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
         // Of fixed length, since the name itself may be as long as names can be.
         let mark = model::Digest::of(name.as_bytes()).to_string();
-        let partial = format!("{folder}/.leap-restore-{}", &mark[..16]);
+        let partial = format!("{folder}/{RESTORED}{}", &mark[..16]);
         let flags = OpenFlags::CREATE | OpenFlags::TRUNCATE | OpenFlags::WRITE;
         let file = self.run(
             "create",
