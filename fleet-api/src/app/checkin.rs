@@ -1,8 +1,9 @@
 //! Check-ins: what a unit says, and what it lacks.
 
 use jiff::Timestamp;
-use model::DeviceIdentity;
-use model::api::{CheckIn, CheckInReply};
+use model::api::{CheckIn, CheckInReply, ConfigurationStatus};
+use model::configuration::Configuration;
+use model::{DeviceIdentity, Signed};
 
 use super::fence::{self, Standing};
 use super::secrets::{EscrowStep, check_sealed, escrow_step};
@@ -100,7 +101,7 @@ async fn lacks(
     now: Timestamp,
 ) -> Result<CheckInReply, Problem> {
     let unit = &identity.unit;
-    let configuration = session.newest_configuration(unit).await?;
+    let configuration = wanted_configuration(session, identity).await?;
     let secrets = session.device_secrets(identity).await?;
     let escrow = session.escrow(unit).await?;
     let mut commands = Vec::new();
@@ -122,6 +123,40 @@ async fn lacks(
         escrow_version: escrow.map(|escrow| escrow.version),
         reports_stored: Vec::new(),
     })
+}
+
+/// Returns the generation that an incarnation is to run, with its document.
+async fn wanted_configuration(
+    session: &mut Session,
+    identity: &DeviceIdentity,
+) -> Result<Option<(u64, Signed<Configuration>)>, Problem> {
+    let unit = &identity.unit;
+    let Some((newest, document)) = session.newest_configuration(unit).await? else {
+        return Ok(None);
+    };
+    let earlier = session.earlier_check_ins(identity).await?;
+    let earlier: Vec<_> = earlier.iter().map(|said| &said.configuration).collect();
+    let wanted = wanted_generation(newest, &earlier);
+    if wanted == newest {
+        return Ok(Some((newest, document)));
+    }
+    let document = session.configuration(unit, wanted).await?;
+    Ok(document.map(|document| (wanted, document)))
+}
+
+/// Chooses a generation for an incarnation by what the earlier ones said last, the latest
+/// first: what one of them has taken back is not tried again on the next hardware.
+fn wanted_generation(newest: u64, earlier: &[&ConfigurationStatus]) -> u64 {
+    let taken_back = earlier
+        .iter()
+        .filter_map(|said| said.rejected.as_ref())
+        .any(|rejected| rejected.generation == newest);
+    let applied = earlier.iter().map(|said| said.applied);
+    let last_applied = applied.into_iter().find(|applied| *applied > 0);
+    match last_applied {
+        Some(applied) if taken_back => applied,
+        _ => newest,
+    }
 }
 
 /// Returns what changed between two check-ins and is worth telling.
@@ -185,7 +220,7 @@ fn changes(before: Option<&CheckIn>, said: &CheckIn) -> Vec<NewEvent> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::api::{ConfigurationStatus, HealthCheck, RejectedGeneration, UpdateStatus};
+    use model::api::{HealthCheck, RejectedGeneration, UpdateStatus};
 
     fn said() -> CheckIn {
         CheckIn {
@@ -219,6 +254,37 @@ mod tests {
             .map(|event| format!("{event:?}"))
             .map(|text| text.split('"').nth(1).unwrap().to_owned())
             .collect()
+    }
+
+    fn status(applied: u64, rejected: Option<u64>) -> ConfigurationStatus {
+        ConfigurationStatus {
+            applied,
+            rejected: rejected.map(|generation| RejectedGeneration {
+                generation,
+                reason: "sky not reached".into(),
+            }),
+        }
+    }
+
+    #[test]
+    fn the_next_incarnation_is_not_given_what_an_earlier_one_took_back() {
+        assert_eq!(wanted_generation(3, &[]), 3);
+        assert_eq!(wanted_generation(3, &[&status(2, None)]), 3);
+        assert_eq!(wanted_generation(3, &[&status(2, Some(3))]), 2);
+        // A newer one may be the remedy.
+        assert_eq!(wanted_generation(4, &[&status(2, Some(3))]), 4);
+        // The third one, after a second one that never saw generation 3.
+        assert_eq!(
+            wanted_generation(3, &[&status(2, None), &status(1, Some(3))]),
+            2
+        );
+        // One that died before it applied anything has nothing to say.
+        assert_eq!(
+            wanted_generation(3, &[&status(0, None), &status(2, Some(3))]),
+            2
+        );
+        // Nothing was ever applied: there is nothing better to offer.
+        assert_eq!(wanted_generation(3, &[&status(0, Some(3))]), 3);
     }
 
     #[test]

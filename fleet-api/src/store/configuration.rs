@@ -31,6 +31,27 @@ impl Session {
         .transpose()
     }
 
+    /// Returns one generation's document.
+    ///
+    /// # Errors
+    /// A failure of the database.
+    pub async fn configuration(
+        &mut self,
+        unit: &UnitName,
+        generation: u64,
+    ) -> Result<Option<Signed<Configuration>>, StoreError> {
+        let document: Option<String> = sqlx::query_scalar(
+            "SELECT document FROM configuration WHERE unit = ? AND generation = ?",
+        )
+        .bind(unit.to_string())
+        .bind(int(generation)?)
+        .fetch_optional(self.db())
+        .await?;
+        document
+            .map(|document| unjson("configuration", &document))
+            .transpose()
+    }
+
     /// Adds a generation.
     ///
     /// # Errors

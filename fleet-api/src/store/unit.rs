@@ -142,6 +142,25 @@ impl Session {
         .transpose()
     }
 
+    /// Returns what earlier incarnations said last, the latest of them first.
+    ///
+    /// # Errors
+    /// A failure of the database.
+    pub async fn earlier_check_ins(
+        &mut self,
+        identity: &DeviceIdentity,
+    ) -> Result<Vec<CheckIn>, StoreError> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "SELECT check_in FROM incarnation
+             WHERE unit = ? AND number < ? AND check_in IS NOT NULL ORDER BY number DESC",
+        )
+        .bind(identity.unit.to_string())
+        .bind(identity.incarnation.0)
+        .fetch_all(self.db())
+        .await?;
+        rows.iter().map(|text| unjson("check-in", text)).collect()
+    }
+
     /// Whether any incarnation of the unit was ever in service.
     ///
     /// # Errors

@@ -1,6 +1,9 @@
 //! The dead wake: a fenced incarnation gets nothing, and is seen trying.
 
-use model::api::{CheckIn, FenceAttempt, Fences, IncarnationReason, UnitState};
+use model::api::{
+    CheckIn, ConfigurationStatus, FenceAttempt, Fences, IncarnationReason, RejectedGeneration,
+    UnitState,
+};
 use model::secrets::SealedSecrets;
 use reqwest::{Method, StatusCode};
 
@@ -106,6 +109,47 @@ async fn the_newcomer_gets_configuration_and_its_sealed_secrets() {
     };
     assert_eq!(newborn.check_in(&holding).await.secrets, None);
     assert_eq!(sky.unit(UNIT).await.state, UnitState::InService);
+}
+
+#[tokio::test]
+async fn the_newcomer_is_not_given_what_the_dead_one_took_back() {
+    let sky = Sky::start().await;
+    sky.prepare().await;
+    let old = sky
+        .birth(&Machine::new("S1"), UNIT, IncarnationReason::Birth)
+        .await;
+    let path = format!("/v1/units/{UNIT}/configuration");
+    let sign = async |generation| {
+        let document = sky.configuration(UNIT, generation);
+        sky.operator()
+            .ok::<serde_json::Value>(Method::PUT, &path, &document)
+            .await
+    };
+    sign(2).await;
+    let mut said = said(true);
+    said.configuration = ConfigurationStatus {
+        applied: 1,
+        rejected: Some(RejectedGeneration {
+            generation: 2,
+            reason: "sky not reached".into(),
+        }),
+    };
+    old.check_in(&said).await;
+
+    let newborn = sky
+        .birth(&Machine::new("S2"), UNIT, IncarnationReason::Replace)
+        .await;
+    said.configuration = ConfigurationStatus {
+        applied: 0,
+        rejected: None,
+    };
+    let reply = newborn.check_in(&said).await;
+    assert_eq!(reply.configuration, Some(sky.configuration(UNIT, 1)));
+    said.configuration.applied = 1;
+    assert_eq!(newborn.check_in(&said).await.configuration, None);
+    sign(3).await;
+    let reply = newborn.check_in(&said).await;
+    assert_eq!(reply.configuration, Some(sky.configuration(UNIT, 3)));
 }
 
 #[tokio::test]
