@@ -41,13 +41,13 @@ check: ## Formatting, lints and documentation, all without warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps --document-private-items
 
 .PHONY: test
-test: build ## All tests but the long ones of `make e2e`
+test: setup build ## All tests, the whole life of a unit among them
 	LEAP_BIN_DIR=$(BINS) $(CARGO) $(UNIT_TESTS) --workspace
 	$(CARGO) test --release --locked --workspace --doc
 
 .PHONY: e2e
-e2e: build ## The whole life of a unit: real firmware, real daemons, a quarter of an hour
-	LEAP_BIN_DIR=$(BINS) $(CARGO) test --release --locked -p e2e --test whole_life -- --include-ignored --test-threads 1
+e2e: setup build ## Only the whole life of a unit: real firmware, real daemons, a quarter of an hour
+	LEAP_BIN_DIR=$(BINS) $(CARGO) test --release --locked --workspace --test whole_life
 
 .PHONY: image
 image: build ## Build releases from image/recipes into build/image/releases
@@ -59,9 +59,8 @@ golden: ## Rewrite the recorded texts that tests compare with, then look at the 
 	git diff --stat
 
 .PHONY: bench
-bench: build ## Tell the whole life once and print its seconds
-	@$(BINS)/leap-lab demo --bin-dir $(BINS) --build-dir build/bench
-	@$(BINS)/leap-lab timings --build-dir build/bench
+bench: build ## Print our figures beside a peer's, from one run; docs/benchmarks.md keeps them
+	@$(BINS)/leap-lab bench --bin-dir $(BINS) --build-dir build/bench
 
 .PHONY: deny
 deny: ## Check licences and advisories of the dependencies (needs cargo-deny)

@@ -1,5 +1,6 @@
 //! The command line of `leap-lab`.
 
+mod bench;
 mod check_host;
 mod console;
 mod debug;
@@ -9,7 +10,6 @@ mod inside;
 mod lab;
 mod run;
 mod self_test;
-mod timings;
 
 use std::future::Future;
 use std::os::unix::process::ExitStatusExt as _;
@@ -61,7 +61,7 @@ enum Command {
     Demo(demo::Demo),
     Lab(lab::Lab),
     Run(run::Run),
-    Timings(timings::Timings),
+    Bench(bench::Bench),
     CheckHost(check_host::CheckHost),
     SelfTest(self_test::SelfTest),
     Inside(inside::InsideArgs),
@@ -87,7 +87,7 @@ impl Cli {
             Command::Demo(command) => command.run(options).await,
             Command::Lab(command) => command.run(options).await,
             Command::Run(command) => command.run(options).await,
-            Command::Timings(command) => command.run(options),
+            Command::Bench(command) => command.run(options).await,
             Command::CheckHost(command) => command.run(options).await,
             Command::SelfTest(command) => command.run(options).await,
             Command::Inside(command) => command.run(options).await,

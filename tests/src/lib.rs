@@ -18,4 +18,6 @@ pub mod story;
 
 pub mod cli;
 
+pub mod bench;
+
 mod self_test;

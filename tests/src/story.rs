@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use crate::lab::isolation::Inside;
 use crate::lab::story::{Output, Report, STEPS, Story};
 
+pub(crate) use releases::manifest;
 pub use world::World;
 
 /// Where the programs, the recipes and the results are.
@@ -108,9 +109,7 @@ async fn step(
         "backup" => {
             let title = "Backup: the photo gallery is pulled, copied offsite, and a photo restored";
             story
-                .step(name, title, async |step| {
-                    service::backup(inside, world, step).await
-                })
+                .step(name, title, async |step| service::backup(world, step).await)
                 .await
         }
         "update" => {

@@ -83,7 +83,10 @@ impl Accelerator {
             // Of what `max` offers, much is slower to translate than to do without.
             Self::Tcg => [
                 "-accel",
-                "tcg,thread=multi",
+                // With the usual gigabyte of translated code, what an earlier start left
+                // makes the firmware of the next one minutes slow: every page that it
+                // clears is looked up in all of it.
+                "tcg,thread=multi,tb-size=128",
                 "-cpu",
                 "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes",
             ],

@@ -4,23 +4,180 @@
 //! servers cannot hide itself here. It knows Ethernet, IPv4, UDP, DHCP and
 //! TFTP, and leaves everything else alone.
 
+use std::fs::File;
+use std::io::{self, BufReader, Read};
 use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::Context as _;
+use memchr::memmem::Finder;
 use model::MacAddr;
 
 /// Why bytes are not a capture.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error)]
 pub enum PcapError {
     /// The file is not a little-endian pcap file of Ethernet frames.
     #[error("not a packet capture: expected a little-endian Ethernet pcap header")]
     Header,
+    /// The file cannot be read.
+    #[error("read the packet capture")]
+    Read(#[from] io::Error),
+}
+
+/// The frames of a capture, one after the other: captures grow beyond what fits into
+/// memory. A frame that was cut off at the end, because the writer was killed, ends
+/// them without an error.
+#[derive(Debug)]
+pub struct Frames<R> {
+    from: R,
+    fraction: f64,
+    begun: Option<f64>,
+}
+
+impl<R: Read> Frames<R> {
+    /// Reads the header of a capture.
+    ///
+    /// # Errors
+    /// The bytes do not begin as a capture does, or cannot be read.
+    pub fn new(mut from: R) -> Result<Self, PcapError> {
+        let mut header = [0; 24];
+        let fraction = match fill(&mut from, &mut header)?.then(|| le32(&header, 0)) {
+            Some(Some(0xa1b2_c3d4)) => 1e-6,
+            Some(Some(0xa1b2_3c4d)) => 1e-9,
+            _ => return Err(PcapError::Header),
+        };
+        if le32(&header, 20) != Some(1) {
+            return Err(PcapError::Header);
+        }
+        Ok(Self {
+            from,
+            fraction,
+            begun: None,
+        })
+    }
+
+    fn frame(&mut self) -> io::Result<Option<Frame>> {
+        /// More than any frame has; a larger length is damage.
+        const LONGEST: u32 = 1 << 20;
+        let mut record = [0; 16];
+        if !fill(&mut self.from, &mut record)? {
+            return Ok(None);
+        }
+        let field = |at| le32(&record, at).expect("the record has 16 bytes");
+        let length = field(8);
+        if length > LONGEST {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; length as usize];
+        if !fill(&mut self.from, &mut bytes)? {
+            return Ok(None);
+        }
+        let time = f64::from(field(0)) + f64::from(field(4)) * self.fraction;
+        let begun = *self.begun.get_or_insert(time);
+        Ok(Some(Frame {
+            time,
+            seconds: time - begun,
+            bytes,
+        }))
+    }
+}
+
+impl<R: Read> Iterator for Frames<R> {
+    type Item = Result<Frame, PcapError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.frame().map_err(PcapError::from).transpose()
+    }
+}
+
+/// Fills the buffer whole, or says that the bytes ended before.
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
+    match from.read_exact(buffer) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a capture file to read it frame by frame.
+///
+/// # Errors
+/// The file cannot be read, or is not a capture.
+pub fn frames_of(path: &Path) -> anyhow::Result<Frames<BufReader<File>>> {
+    let file =
+        File::open(path).with_context(|| format!("open packet capture {}", path.display()))?;
+    Frames::new(BufReader::new(file)).with_context(|| format!("decode {}", path.display()))
+}
+
+/// Returns the first of these byte strings that a single frame of the capture holds, by
+/// its index: how a test asks that planted secrets never crossed the wire in the clear.
+///
+/// # Errors
+/// The file cannot be read, or is not a capture.
+pub fn first_of(path: &Path, needles: &[&[u8]]) -> anyhow::Result<Option<usize>> {
+    let finders: Vec<_> = needles.iter().map(Finder::new).collect();
+    for frame in frames_of(path)? {
+        let frame = frame.with_context(|| format!("decode {}", path.display()))?;
+        let found = finders
+            .iter()
+            .position(|finder| finder.find(&frame.bytes).is_some());
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+/// When a client's firmware fetched its boot file by TFTP, in seconds since the UNIX epoch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fetch {
+    /// The read request that was served.
+    pub asked: f64,
+    /// The last block that the client acknowledged.
+    pub done: f64,
+}
+
+/// Returns the longest TFTP transfer of a client: its boot file, and not the question for
+/// the file's size that comes before.
+///
+/// # Errors
+/// The file cannot be read, or is not a capture.
+pub fn longest_fetch(path: &Path, client: MacAddr) -> anyhow::Result<Option<Fetch>> {
+    let mut current: Option<(u16, Fetch)> = None;
+    let mut longest: Option<Fetch> = None;
+    let length = |fetch: &Fetch| fetch.done - fetch.asked;
+    for frame in frames_of(path)? {
+        let frame = frame.with_context(|| format!("decode {}", path.display()))?;
+        let Some(datagram) = datagram(&frame) else {
+            continue;
+        };
+        if datagram.source_mac != client {
+            continue;
+        }
+        let time = frame.time;
+        if tftp_read(&datagram).is_some() {
+            let fetch = Fetch {
+                asked: time,
+                done: time,
+            };
+            current = Some((datagram.source_port, fetch));
+        } else if let Some((port, fetch)) = &mut current
+            && datagram.source_port == *port
+        {
+            fetch.done = time;
+            if longest.is_none_or(|longest| length(&longest) < length(fetch)) {
+                longest = Some(*fetch);
+            }
+        }
+    }
+    Ok(longest)
 }
 
 /// One captured Ethernet frame.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Frame {
+    /// Seconds since the UNIX epoch.
+    pub time: f64,
     /// Seconds since the first frame of the capture.
     pub seconds: f64,
     /// The frame's bytes, from the destination address on.
@@ -116,15 +273,14 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Reads a capture file. A frame that was cut off at the file's end, because
-    /// the writer was killed, ends the capture without an error.
+    /// Reads a capture file.
     ///
     /// # Errors
     /// The file cannot be read, or is not a capture.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let bytes = std::fs::read(path)
-            .with_context(|| format!("read packet capture {}", path.display()))?;
-        Self::parse(&bytes).with_context(|| format!("decode {}", path.display()))
+        let frames = frames_of(path)?.collect::<Result<_, _>>();
+        let frames = frames.with_context(|| format!("decode {}", path.display()))?;
+        Ok(Self { frames })
     }
 
     /// Parses the bytes of a capture file.
@@ -132,33 +288,7 @@ impl Capture {
     /// # Errors
     /// The bytes do not begin as a capture does.
     pub fn parse(bytes: &[u8]) -> Result<Self, PcapError> {
-        let fraction = match le32(bytes, 0) {
-            Some(0xa1b2_c3d4) => 1e-6,
-            Some(0xa1b2_3c4d) => 1e-9,
-            _ => return Err(PcapError::Header),
-        };
-        if le32(bytes, 20) != Some(1) {
-            return Err(PcapError::Header);
-        }
-        let mut frames = Vec::new();
-        let mut at = 24;
-        let mut start = None;
-        while let (Some(seconds), Some(part), Some(length)) =
-            (le32(bytes, at), le32(bytes, at + 4), le32(bytes, at + 8))
-        {
-            let begin = at + 16;
-            let end = begin.saturating_add(length as usize);
-            let Some(frame) = bytes.get(begin..end) else {
-                break;
-            };
-            let time = f64::from(seconds) + f64::from(part) * fraction;
-            let start = *start.get_or_insert(time);
-            frames.push(Frame {
-                seconds: time - start,
-                bytes: frame.to_vec(),
-            });
-            at = end;
-        }
+        let frames = Frames::new(bytes)?.collect::<Result<_, _>>()?;
         Ok(Self { frames })
     }
 
@@ -195,17 +325,6 @@ impl Capture {
     #[must_use]
     pub fn tftp_reads(&self) -> Vec<TftpRead> {
         self.datagrams().iter().filter_map(tftp_read).collect()
-    }
-
-    /// Says whether any single frame holds these bytes: how a test asks that a
-    /// planted secret never crossed the wire in the clear.
-    #[must_use]
-    pub fn contains(&self, needle: &[u8]) -> bool {
-        !needle.is_empty()
-            && self
-                .frames
-                .iter()
-                .any(|frame| frame.bytes.windows(needle.len()).any(|part| part == needle))
     }
 }
 
@@ -462,7 +581,10 @@ mod tests {
 
     #[test]
     fn bytes_that_are_no_capture_are_refused() {
-        assert_eq!(Capture::parse(b"hello").unwrap_err(), PcapError::Header);
+        for bytes in [&b"hello"[..], &[7; 40]] {
+            let error = Capture::parse(bytes).unwrap_err();
+            assert!(matches!(error, PcapError::Header), "{error}");
+        }
     }
 
     #[test]
@@ -476,9 +598,35 @@ mod tests {
 
     #[test]
     fn a_planted_secret_is_found_in_a_frame() {
-        let file = capture(&[udp_frame((9, 9), b"...AGE-SECRET-KEY-1...")]);
-        let read = Capture::parse(&file).unwrap();
-        assert!(read.contains(b"AGE-SECRET-KEY-1"));
-        assert!(!read.contains(b"another"));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lan.pcap");
+        let file = capture(&[
+            udp_frame((9, 9), b"nothing"),
+            udp_frame((9, 9), b"...AGE-SECRET-KEY-1..."),
+        ]);
+        std::fs::write(&path, file).unwrap();
+        let found = first_of(&path, &[b"another", b"AGE-SECRET-KEY-1"]).unwrap();
+        assert_eq!(found, Some(1));
+        assert_eq!(first_of(&path, &[b"another"]).unwrap(), None);
+    }
+
+    #[test]
+    fn the_fetch_of_the_boot_file_is_the_longest_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lan.pcap");
+        let request = b"\0\x01boot.efi\0octet\0";
+        let acknowledge = b"\0\x04\0\x01";
+        let file = capture(&[
+            udp_frame((2000, 69), request),
+            udp_frame((2000, 4000), acknowledge),
+            udp_frame((2001, 69), request),
+            udp_frame((2001, 4001), acknowledge),
+            udp_frame((53, 53), b"something else"),
+            udp_frame((2001, 4001), acknowledge),
+        ]);
+        std::fs::write(&path, file).unwrap();
+        let fetch = longest_fetch(&path, CLIENT).unwrap().unwrap();
+        assert_eq!((fetch.asked, fetch.done), (102.5, 105.5));
+        assert_eq!(longest_fetch(&path, MacAddr([1; 6])).unwrap(), None);
     }
 }

@@ -7,12 +7,12 @@ use anyhow::{Context as _, ensure};
 use edge::runner::Tool;
 
 use super::centre::sky_url;
-use super::releases::FIRST;
+use super::releases::{FIRST, root_hash};
 use super::world::{Powered, UNIT, World, factory_address};
 use crate::lab::disk::DiskImage;
 use crate::lab::log::LogTail;
 use crate::lab::machine::{Disk, Hardware, Machine, mac};
-use crate::lab::pcap::Capture;
+use crate::lab::pcap::{self, Capture};
 use crate::lab::process::Recipe;
 use crate::lab::server::{Ready, Server};
 use crate::lab::story::Step;
@@ -66,15 +66,17 @@ pub(super) async fn birth(world: &mut World, step: &mut Step) -> anyhow::Result<
     let machine = &mut powered.machine;
     let mut console = LogTail::from_start(&machine.serial_log());
 
+    let mut split = Split::default();
     step.waiting("firmware: DHCP and TFTP from our servers");
     machine
         .says(&mut console, &["leapserv: installer"], PATIENCE)
         .await?;
-    step.timing("firmware and kernel", machine.uptime());
+    split.firmware(machine, world.capturing[0].file())?;
     step.waiting("installer: facts to the factory");
     machine
         .says(&mut console, &["leapserv: code "], PATIENCE)
         .await?;
+    split.mark("announce", machine.uptime());
     let code = code_on_screen(&machine.serial_log())?;
     step.evidence(format!(
         "{:.0} s after power-on the machine waits, with code {code} on its screen",
@@ -92,11 +94,12 @@ pub(super) async fn birth(world: &mut World, step: &mut Step) -> anyhow::Result<
         .run(step, &["machine", "approve", &code, "--unit", UNIT])
         .await?;
     let machine = world.machine()?;
-    step.timing("approved", machine.uptime());
-    watch_installation(machine, &mut console, step).await?;
+    split.mark("approval", machine.uptime());
+    watch_installation(machine, &mut console, step, &mut split).await?;
     let view = world.wait_for(step, &["in-service"], 300).await?;
     let uptime = world.machine()?.uptime();
-    step.timing("power-on to in service", uptime);
+    split.mark("enrol", uptime);
+    split.tell(step);
     let check_in = view
         .last_check_in
         .context("the unit is in service and never checked in")?;
@@ -114,39 +117,85 @@ pub(super) async fn birth(world: &mut World, step: &mut Step) -> anyhow::Result<
     prove(world, step).await
 }
 
-/// Waits through the installer's steps, with a timing for each.
+/// What the seconds from power-on to "in service" are spent on.
+#[derive(Debug, Default)]
+pub(super) struct Split {
+    /// Names of the parts, each with the time since power-on at which it ended.
+    ends: Vec<(&'static str, Duration)>,
+}
+
+impl Split {
+    /// A part of the birth ended so long after power-on.
+    pub(super) fn mark(&mut self, part: &'static str, end: Duration) {
+        self.ends.push((part, end));
+    }
+
+    /// The installer runs: what came before it, by the packet capture.
+    pub(super) fn firmware(&mut self, machine: &Machine, capture: &Path) -> anyhow::Result<()> {
+        let running = machine.uptime();
+        let now = edge::clock::now().as_duration().as_secs_f64();
+        let power_on = now - running.as_secs_f64();
+        let client = machine.hardware().macs.first().context("no network card")?;
+        let fetch = pcap::longest_fetch(capture, *client)?
+            .context("the capture has no TFTP transfer of this machine")?;
+        let since = |time: f64| Duration::from_secs_f64((time - power_on).max(0.0));
+        self.mark("firmware", since(fetch.asked));
+        self.mark("download of the installer", since(fetch.done));
+        self.mark("start of the installer", running);
+        Ok(())
+    }
+
+    /// Gives the parts and their sum to the step.
+    pub(super) fn tell(&self, step: &mut Step) {
+        let mut begin = Duration::ZERO;
+        for (part, end) in &self.ends {
+            step.timing(part, end.saturating_sub(begin));
+            begin = *end;
+        }
+        step.timing("power-on to in service", begin);
+    }
+}
+
+/// Waits through the installer's steps and the first start from disk.
 pub(super) async fn watch_installation(
     machine: &mut Machine,
     console: &mut LogTail,
     step: &mut Step,
+    split: &mut Split,
 ) -> anyhow::Result<()> {
-    for (text, what) in [
+    for (text, part, what) in [
         (
             "leapserv: step write ",
-            "the image is streamed to disk, each segment verified",
+            "partition",
+            "the ticket is redeemed, the disk is partitioned",
         ),
         (
             "leapserv: step boot ",
-            "boot loader, kernel, components, customer layer",
+            "download and write",
+            "the image is streamed to disk, each segment verified",
         ),
         (
             "leapserv: step verify ",
-            "identity is on the disk; all of it is read back",
+            "boot files and identity",
+            "boot loader, kernel, components, customer layer, identity",
         ),
-        ("leapserv: born ", "restart"),
+        (
+            "leapserv: born ",
+            "read-back",
+            "all that was written is read back",
+        ),
+        (
+            "Started leap-updater.service",
+            "restart and boot",
+            "restart: the network answers \"boot your disk\", the system starts",
+        ),
     ] {
         step.waiting(what);
-        machine
+        let which = machine
             .says(console, &[text, "leapserv: error"], PATIENCE)
-            .await
-            .and_then(|which| {
-                ensure!(which == 0, "the installer gave up; see its serial log");
-                Ok(())
-            })?;
-        step.timing(
-            text.trim_start_matches("leapserv: ").trim(),
-            machine.uptime(),
-        );
+            .await?;
+        ensure!(which == 0, "the installer gave up; see its serial log");
+        split.mark(part, machine.uptime());
     }
     step.rest();
     Ok(())
@@ -249,6 +298,31 @@ async fn prove(world: &mut World, step: &mut Step) -> anyhow::Result<()> {
         names == ["esp", "root-a", "verity-a", "root-b", "verity-b", "data"],
         "unexpected partitions: {names:?}"
     );
+    disk.verify_table().await?;
     step.evidence(format!("disk, read from outside: {}", names.join(" ")));
+    slot_holds(world, step, "a", FIRST).await
+}
+
+/// Lets `veritysetup` check a slot from outside against the release that was built.
+pub(super) async fn slot_holds(
+    world: &mut World,
+    step: &mut Step,
+    slot: &str,
+    release: &str,
+) -> anyhow::Result<()> {
+    let disk = DiskImage::open(&world.machine()?.disk(0))?;
+    let work = world.stage.build.join("machines/slot");
+    std::fs::create_dir_all(&work).context("make a folder for the slot's copy")?;
+    step.waiting(&format!("veritysetup verifies every block of slot {slot}"));
+    let (root, verity) = (format!("root-{slot}"), format!("verity-{slot}"));
+    let found = disk.verify_root(&root, &verity, &work).await?;
+    step.rest();
+    std::fs::remove_dir_all(&work).context("remove the slot's copy")?;
+    let built = root_hash(world, release)?;
+    ensure!(found == built, "slot {slot} holds {found}, not {built}");
+    step.evidence(format!(
+        "slot {slot}: veritysetup finds every block of release {release}, root hash {}…",
+        &found[..12]
+    ));
     Ok(())
 }

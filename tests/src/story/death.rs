@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::birth::{PATIENCE, second_machine, watch_installation};
+use super::birth::{PATIENCE, Split, second_machine, watch_installation};
 use super::centre::{sky_url, vault_url};
-use super::service::lose_the_gallery;
+use super::service::{lose_the_gallery, open_escrow, restic_restores};
 use super::world::{Powered, UNIT, VAULTS, World};
 use crate::lab::disk::DiskImage;
 use crate::lab::gallery::{difference, tree_of};
 use crate::lab::log::LogTail;
 use crate::lab::machine::Machine;
+use crate::lab::pcap::first_of;
 use crate::lab::process::Recipe;
 use crate::lab::story::Step;
 
@@ -52,12 +53,14 @@ pub(super) async fn rebirth(world: &mut World, step: &mut Step) -> anyhow::Resul
     ));
     let mut powered = Powered::on(machine, &world.network, world.accelerator).await?;
     let mut console = LogTail::from_start(&powered.machine.serial_log());
+    let mut split = Split::default();
     step.waiting("firmware, installer, ticket");
     powered
         .machine
-        .says(&mut console, &["leapserv: code "], PATIENCE)
+        .says(&mut console, &["leapserv: installer"], PATIENCE)
         .await?;
-    watch_installation(&mut powered.machine, &mut console, step).await?;
+    split.firmware(&powered.machine, world.capturing[0].file())?;
+    watch_installation(&mut powered.machine, &mut console, step, &mut split).await?;
     step.waiting("leapctl follows until the unit is in service");
     let ended = replace.wait(Duration::from_secs(600)).await?;
     step.rest();
@@ -73,7 +76,8 @@ pub(super) async fn rebirth(world: &mut World, step: &mut Step) -> anyhow::Resul
         .last_check_in
         .context("the newcomer never checked in")?;
     let uptime = world.machine()?.uptime();
-    step.timing("power-on to in service", uptime);
+    split.mark("enrol", uptime);
+    split.tell(step);
     step.evidence(format!(
         "{:.0} s after power-on {serial} is {UNIT}, incarnation {} (before: {}), in service",
         uptime.as_secs_f64(),
@@ -129,7 +133,7 @@ pub(super) async fn rebirth(world: &mut World, step: &mut Step) -> anyhow::Resul
         world.gallery.len(),
         uptime.as_secs_f64()
     ));
-    Ok(())
+    restic_restores(world, step).await
 }
 
 /// The dead machine wakes up and is refused everywhere.
@@ -209,7 +213,54 @@ pub(super) async fn wake(world: &mut World, step: &mut Step) -> anyhow::Result<(
     if let Some(ghost) = world.ghost.take() {
         ghost.off().await?;
     }
+    nothing_in_the_clear(world, step, &papers).await
+}
+
+/// Looks for every secret of the story in all that crossed the wire.
+async fn nothing_in_the_clear(
+    world: &World,
+    step: &mut Step,
+    papers: &Papers,
+) -> anyhow::Result<()> {
+    let opened = open_escrow(world, step).await?.secrets;
+    let token = |name: &str| {
+        let path = world.stage.build.join("sky/tokens").join(name);
+        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+    };
+    let secrets = [
+        ("the unit's device key", longest_line(&papers.key)),
+        ("the repository's password", opened.repository_password),
+        ("the repository's key", opened.repository_key),
+        ("the unit's SSH key", longest_line(&opened.ssh_key)),
+        ("the operator's token", token("operator")?.trim().to_owned()),
+        ("the factory's token", token("factory")?.trim().to_owned()),
+    ];
+    let needles: Vec<_> = secrets.iter().map(|(_, text)| text.as_bytes()).collect();
+    ensure!(
+        needles.iter().all(|needle| needle.len() >= 16),
+        "a secret is too short to be looked for"
+    );
+    step.waiting("looking for secrets in the packet capture");
+    let capture = world.capturing[0].file();
+    if let Some(found) = first_of(capture, &needles)? {
+        bail!("{} crossed the wire in the clear", secrets[found].0);
+    }
+    let size = std::fs::metadata(capture)
+        .context("look at the capture")?
+        .len();
+    step.rest();
+    step.evidence(format!(
+        "in {} MiB of captured packets, no frame holds one of {} secrets in the clear",
+        size >> 20,
+        secrets.len()
+    ));
     Ok(())
+}
+
+/// The longest line of a key file: its first and last ones are the same in every file.
+fn longest_line(text: &str) -> String {
+    let line = text.lines().max_by_key(|line| line.len());
+    line.unwrap_or_default().to_owned()
 }
 
 /// What the old disk knows of its old self.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use base64::Engine as _;
 use serde_json::Value;
 
 use super::world::{CUSTOMER, World};
@@ -165,12 +166,16 @@ fn text(path: &Path) -> anyhow::Result<String> {
     Ok(path.display().to_string())
 }
 
+/// The root hash that a release's manifest names.
+pub(super) fn root_hash(world: &World, version: &str) -> anyhow::Result<String> {
+    let manifest = manifest(&folder(world, version))?;
+    let hash = manifest["root_hash"].as_str();
+    Ok(hash.context("manifest: expected a root hash")?.to_owned())
+}
+
 /// The sizes that people ask for.
 fn sizes(release: &Path) -> anyhow::Result<String> {
-    let path = release.join("manifest.json");
-    let text =
-        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let manifest = payload(&text)?;
+    let manifest = manifest(release)?;
     let mib = |value: &Value| value.as_u64().unwrap_or(0) as f64 / f64::from(1 << 20);
     let download = mib(&manifest["root"]["stored_size"])
         + mib(&manifest["verity"]["stored_size"])
@@ -185,10 +190,12 @@ fn sizes(release: &Path) -> anyhow::Result<String> {
     ))
 }
 
-/// The document inside a signed envelope, unverified: for looking only.
-pub(super) fn payload(envelope: &str) -> anyhow::Result<Value> {
-    use base64::Engine as _;
-    let envelope: Value = serde_json::from_str(envelope).context("envelope: expected JSON")?;
+/// The manifest of a release, unverified: for looking only.
+pub(crate) fn manifest(release: &Path) -> anyhow::Result<Value> {
+    let path = release.join("manifest.json");
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let envelope: Value = serde_json::from_str(&text).context("envelope: expected JSON")?;
     let payload = envelope["payload"]
         .as_str()
         .context("envelope: has no payload")?;

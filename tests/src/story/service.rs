@@ -1,15 +1,15 @@
 //! Steps 4 and 5: configuration and backup.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use edge::runner::Tool;
+use model::secrets::UnitSecrets;
 
 use super::centre::{Settings, own};
 use super::world::{UNIT, VAULTS, World};
 use crate::lab::gallery::{difference, tree_of};
-use crate::lab::isolation::Inside;
 use crate::lab::sftp::public_key;
 use crate::lab::story::Step;
 use crate::lab::wait;
@@ -104,11 +104,7 @@ pub(super) async fn service(world: &mut World, step: &mut Step) -> anyhow::Resul
 }
 
 /// Backs the gallery up, copies it offsite, restores a photo.
-pub(super) async fn backup(
-    inside: &Inside,
-    world: &mut World,
-    step: &mut Step,
-) -> anyhow::Result<()> {
+pub(super) async fn backup(world: &mut World, step: &mut Step) -> anyhow::Result<()> {
     step.waiting("the unit's own SSH key");
     let key = wait::until("the unit's SSH key", Duration::from_secs(120), || async {
         let view = world.unit().await?;
@@ -152,7 +148,7 @@ pub(super) async fn backup(
         snapshot.copies.join(", ")
     ));
     ensure!(view.escrow_version.is_some(), "the sky has no escrow");
-    restic_agrees(inside, world, step).await?;
+    restic_agrees(world, step).await?;
 
     let gallery = world.files.share().join("gallery");
     let photo = world
@@ -201,8 +197,8 @@ fn summary(answer: &serde_json::Value) -> String {
 }
 
 /// Debian's own restic opens and checks both copies with the escrowed key.
-async fn restic_agrees(inside: &Inside, world: &World, step: &mut Step) -> anyhow::Result<()> {
-    let password = open_escrow(world, step).await?;
+async fn restic_agrees(world: &World, step: &mut Step) -> anyhow::Result<()> {
+    let password = open_escrow(world, step).await?.password;
     for vault in VAULTS {
         let repository = vault_folder(world, vault);
         step.waiting(&format!("restic check --read-data at {vault}"));
@@ -221,15 +217,60 @@ async fn restic_agrees(inside: &Inside, world: &World, step: &mut Step) -> anyho
             "Debian's restic opens and checks the copy at {vault}, all data read"
         ));
     }
-    let _ = inside;
     Ok(())
 }
 
-/// Opens the escrow with the recovery key into a password file for restic.
-pub(super) async fn open_escrow(
-    world: &World,
-    step: &mut Step,
-) -> anyhow::Result<std::path::PathBuf> {
+/// Debian's own restic restores the gallery from an offsite copy, with the escrowed key.
+pub(super) async fn restic_restores(world: &World, step: &mut Step) -> anyhow::Result<()> {
+    let password = open_escrow(world, step).await?.password;
+    let vault = VAULTS[1];
+    // The newest one that is whole: the newcomer has looked at the empty gallery since.
+    let snapshot = world
+        .unit()
+        .await?
+        .last_check_in
+        .and_then(|last| last.backup)
+        .into_iter()
+        .flat_map(|backup| backup.snapshots)
+        .filter(|snapshot| snapshot.source == "gallery" && !snapshot.partial)
+        .max_by_key(|snapshot| snapshot.time)
+        .context("no whole snapshot of the gallery is reported")?;
+    let gallery = world.files.share().join("gallery");
+    step.waiting(&format!("restic restore from {vault}"));
+    let target = tempfile::tempdir_in(world.settings()).context("make a folder to restore to")?;
+    Tool::new("restic")
+        .args(["--no-lock", "--no-cache", "--password-file"])
+        .arg(&password)
+        .arg("-r")
+        .arg(vault_folder(world, vault))
+        .args(["restore", &snapshot.id, "--target"])
+        .arg(target.path())
+        .run_async()
+        .await
+        .with_context(|| format!("restic at {vault}"))?;
+    step.rest();
+    // restic puts files under their whole path.
+    let below = gallery.strip_prefix("/").context("name the gallery")?;
+    let restored = tree_of(&target.path().join(below))?;
+    if let Some(words) = difference(&world.gallery, &restored) {
+        anyhow::bail!("gallery restored by restic: {words}");
+    }
+    step.evidence(format!(
+        "Debian's restic restores the same {} photos from {vault} with the escrowed key",
+        restored.len()
+    ));
+    Ok(())
+}
+
+/// What the recovery key opens.
+pub(super) struct Opened {
+    pub(super) secrets: UnitSecrets,
+    /// The repository's password in a file, for restic.
+    pub(super) password: PathBuf,
+}
+
+/// Opens the escrow with the recovery key.
+pub(super) async fn open_escrow(world: &World, step: &mut Step) -> anyhow::Result<Opened> {
     let keys = world.stage.build.join("keys");
     let file = world.settings().join("escrow.json");
     let _ = std::fs::remove_file(&file);
@@ -251,15 +292,15 @@ pub(super) async fn open_escrow(
         )
         .await?;
     let text = std::fs::read_to_string(&file).context("read the opened escrow")?;
-    let secrets: model::secrets::UnitSecrets =
+    let secrets: UnitSecrets =
         serde_json::from_str(&text).context("opened escrow: expected secrets")?;
     let password = world.settings().join("restic-password");
     std::fs::write(&password, &secrets.repository_password).context("write the password file")?;
-    Ok(password)
+    Ok(Opened { secrets, password })
 }
 
 /// Folder of the unit's repository at a vault.
-pub(super) fn vault_folder(world: &World, vault: &str) -> std::path::PathBuf {
+pub(super) fn vault_folder(world: &World, vault: &str) -> PathBuf {
     world
         .stage
         .build

@@ -1,9 +1,11 @@
 //! Steps 6 to 8: a good release, a bad one, and a power cut.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
+use super::birth::slot_holds;
 use super::releases::{BAD, FURTHER, GOOD, publish};
 use super::world::World;
 use crate::lab::disk::DiskImage;
@@ -12,6 +14,8 @@ use crate::lab::wait;
 
 /// Bytes into an update at which the power is cut.
 const CUT_AFTER: u64 = 48 << 20;
+/// The longest time from the gate's verdict to the blessed entry.
+const BLESSING: Duration = Duration::from_secs(60);
 
 /// A good release is taken and kept.
 pub(super) async fn good(world: &mut World, step: &mut Step) -> anyhow::Result<()> {
@@ -30,15 +34,19 @@ pub(super) async fn good(world: &mut World, step: &mut Step) -> anyhow::Result<(
         "release {} runs from slot {} (before: {} from {}), blessed by its health gate",
         last.release, last.slot, before.release, before.slot
     ));
-    let entries = entries(world).await?;
-    ensure!(
-        entries
-            .iter()
-            .any(|entry| *entry == format!("leapserv_{GOOD}.efi")),
-        "no blessed entry of {GOOD}: {entries:?}"
-    );
+    // The gate's verdict is reported at once; the boot loader's entry follows it.
+    let blessed = format!("leapserv_{GOOD}.efi");
+    let disk = world.machine()?.disk(0);
+    let entries = wait::until("the new release to be blessed", BLESSING, || {
+        let (disk, blessed) = (disk.clone(), blessed.clone());
+        async move {
+            let entries = entries(&disk).await?;
+            Ok(entries.contains(&blessed).then_some(entries))
+        }
+    })
+    .await?;
     step.evidence(format!("ESP, read from outside: {}", entries.join(" ")));
-    Ok(())
+    slot_holds(world, step, &last.slot.to_string(), GOOD).await
 }
 
 /// A bad release is tried, given up, and not tried again.
@@ -71,7 +79,7 @@ pub(super) async fn bad(world: &mut World, step: &mut Step) -> anyhow::Result<()
         "after {restarts} restarts the unit runs {} again, and says why: {}",
         last.release, rejected.reason
     ));
-    let entries = entries(world).await?;
+    let entries = entries(&world.machine()?.disk(0)).await?;
     step.evidence(format!("ESP, read from outside: {}", entries.join(" ")));
     // The channel still offers it: several check-ins later nothing has begun.
     let seen = view.last_seen;
@@ -124,7 +132,7 @@ pub(super) async fn power_cut(world: &mut World, step: &mut Step) -> anyhow::Res
         "power cut after {} MiB of the update were written",
         written >> 20
     ));
-    let entries = entries(world).await?;
+    let entries = entries(&world.machine()?.disk(0)).await?;
     ensure!(
         !entries.iter().any(|entry| entry.contains(FURTHER)),
         "the update was committed before the power was cut: {entries:?}"
@@ -158,8 +166,8 @@ pub(super) async fn power_cut(world: &mut World, step: &mut Step) -> anyhow::Res
 }
 
 /// Names of the kernel images on the ESP, read from outside.
-async fn entries(world: &mut World) -> anyhow::Result<Vec<String>> {
-    let disk = DiskImage::open(&world.machine()?.disk(0))?;
+async fn entries(disk: &Path) -> anyhow::Result<Vec<String>> {
+    let disk = DiskImage::open(disk)?;
     let files = disk.fat_files("esp").await?;
     Ok(files
         .into_iter()
