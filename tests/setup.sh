@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the Makefile's targets need; asks for sudo only where it must.
-# The laboratory's own list is `leap-lab check-host`; this one is for a machine with nothing built yet.
+# For a machine with nothing built yet; what is built says it with `leap-lab check-host`, and a
+# test holds the two lists together.
 set -euo pipefail
 
 packages=(
     # building
     gcc make
     # images
-    mmdebstrap uidmap cpio zstd
+    mmdebstrap dpkg debian-archive-keyring uidmap cpio xz-utils
     # the laboratory: machines, network, evidence
     qemu-system-x86 ovmf iproute2 ethtool socat tcpdump util-linux mount
     dosfstools mtools gdisk e2fsprogs cryptsetup-bin
@@ -30,5 +31,15 @@ echo "setup: missing: ${missing[*]}"
 sudo=()
 [ "$(id -u)" -eq 0 ] || sudo=(sudo)
 "${sudo[@]}" apt-get update -qq
-# A server package must not start a service on this machine.
-DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}"
+# A server package must neither start a service on this machine nor leave one enabled.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
+    "${sudo[@]}" chmod +x "$policy"
+    trap '"${sudo[@]}" rm -f "$policy"' EXIT
+fi
+"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${missing[@]}"
+if [[ " ${missing[*]} " == *" openssh-server "* && -d /run/systemd/system ]]; then
+    "${sudo[@]}" systemctl disable --quiet ssh.service ssh.socket
+fi

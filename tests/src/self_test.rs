@@ -195,8 +195,10 @@ async fn firmware_asks_for_an_address(
 
 /// Starts a DHCP and TFTP server that is not ours, with a boot file that does not boot.
 async fn stranger(network: &Network, folder: &Path) -> anyhow::Result<Server> {
-    let tree = std::path::absolute(folder.join("tftp")).context("name the boot file's folder")?;
+    let tree = folder.join("tftp");
     std::fs::create_dir_all(&tree).context("make a folder for the boot file")?;
+    // dnsmasq serves nothing below a path that has `..`.
+    let tree = std::fs::canonicalize(&tree).context("name the boot file's folder")?;
     std::fs::write(tree.join("boot.efi"), vec![0; BOOT_FILE]).context("make a boot file")?;
     let tool = Tool::new("dnsmasq")
         .args([

@@ -69,6 +69,13 @@ pub const NEEDS: &[Need] = &[
     ),
     need("mkfs.vfat", "dosfstools", "system partitions"),
     need("mmdebstrap", "mmdebstrap", "releases"),
+    need("dpkg-deb", "dpkg", "releases"),
+    need("xz", "xz-utils", "kernel modules of releases"),
+    need(
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+        "the signatures of Debian's packages",
+    ),
     need("cpio", "cpio", "the installer's first file system"),
 ];
 
@@ -229,6 +236,21 @@ mod tests {
             })
             .collect();
         assert_eq!(missing_packages(&found), ["util-linux"]);
+    }
+
+    #[test]
+    fn the_script_for_a_machine_with_nothing_built_installs_all_of_it() {
+        let script = include_str!("../../setup.sh");
+        let start = script.find("packages=(").unwrap();
+        let end = start + script[start..].find("\n)").unwrap();
+        let installs: Vec<_> = script[start..end]
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+            .flat_map(str::split_whitespace)
+            .collect();
+        for need in NEEDS.iter().chain(ORDINARY) {
+            assert!(installs.contains(&need.package), "{}", need.package);
+        }
     }
 
     #[test]
