@@ -105,10 +105,14 @@ pub fn build(order: &Order<'_>, cache: &Cache, report: &mut Report) -> anyhow::R
         made.folders.insert(planned.step.clone(), folder);
     }
     let tools = tools.context("the plan has no tools")?;
-    report.step("release", |_| {
+    let built = report.step("release", |_| {
         let built = assemble(order, version, &supply.lock, &made, &tools)?;
         Ok((built, Origin::Made))
-    })
+    })?;
+    if let Err(problem) = cache.tidy(edge::clock::now().into()) {
+        tracing::warn!(problem = format!("{problem:#}"), "cache not tidied");
+    }
+    Ok(built)
 }
 
 /// Makes the plan of a build and changes nothing but the cache of packages.

@@ -4,7 +4,10 @@
 //! it is complete, so an interrupted or a second simultaneous build leaves
 //! nothing half-made that a later one would trust.
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use edge::durable;
@@ -13,6 +16,13 @@ use tempfile::TempDir;
 
 use crate::plan::{Planned, short};
 use crate::segment::FrameStore;
+
+/// So many outputs of one step are kept: enough for the releases of a demonstration
+/// and for going back and forth between two recipes.
+const KEPT: usize = 8;
+/// Segments that no build asked for so long, and work that was abandoned, are removed.
+const FORGOTTEN: Duration = Duration::from_secs(30 * 86_400);
+const ABANDONED: Duration = Duration::from_secs(86_400);
 
 /// A folder with finished steps, downloaded packages and compressed segments.
 #[derive(Debug, Clone)]
@@ -50,7 +60,10 @@ impl Cache {
     /// Returns a finished step's folder, if it is here.
     pub fn find(&self, planned: &Planned) -> Option<PathBuf> {
         let folder = self.place(planned);
-        folder.is_dir().then_some(folder)
+        folder.is_dir().then(|| {
+            touch(&folder);
+            folder
+        })
     }
 
     /// Makes a folder to work in. It is removed when it is dropped.
@@ -82,6 +95,44 @@ impl Cache {
         }
     }
 
+    /// Removes what no build has asked for lately. A build that runs beside this one has
+    /// asked for all that it uses.
+    ///
+    /// # Errors
+    /// When a folder cannot be read. What cannot be removed stays.
+    pub fn tidy(&self, now: SystemTime) -> anyhow::Result<()> {
+        let mut outputs: BTreeMap<String, Vec<(SystemTime, PathBuf)>> = BTreeMap::new();
+        for (path, used) in entries(&self.folder.join("steps"))? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if let Some((step, _)) = name.rsplit_once('-') {
+                outputs
+                    .entry(step.to_owned())
+                    .or_default()
+                    .push((used, path));
+            }
+        }
+        for mut of_step in outputs.into_values() {
+            of_step.sort_by(|a, b| b.cmp(a));
+            for (_, path) in of_step.into_iter().skip(KEPT) {
+                remove(&path);
+            }
+        }
+        let older = |used: SystemTime, age| now.duration_since(used).is_ok_and(|past| past > age);
+        for (path, used) in entries(&self.folder.join("work"))? {
+            if older(used, ABANDONED) {
+                remove(&path);
+            }
+        }
+        for (folder, _) in entries(&self.folder.join("frames"))? {
+            for (path, used) in entries(&folder)? {
+                if older(used, FORGOTTEN) {
+                    remove(&path);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn place(&self, planned: &Planned) -> PathBuf {
         let name = format!("{}-{}", planned.step, short(&planned.key));
         self.folder.join("steps").join(name)
@@ -93,6 +144,39 @@ impl Cache {
             folder: self.folder.join("frames"),
             level,
         }
+    }
+}
+
+/// The entries of a folder, each with the time when it was last used.
+fn entries(folder: &Path) -> anyhow::Result<Vec<(PathBuf, SystemTime)>> {
+    let looking = || format!("look at {}", folder.display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(looking)? {
+        let entry = entry.with_context(looking)?;
+        // What another build has removed meanwhile is none.
+        if let Ok(used) = entry.metadata().and_then(|meta| meta.modified()) {
+            found.push((entry.path(), used));
+        }
+    }
+    Ok(found)
+}
+
+/// Says that something was used now.
+fn touch(path: &Path) {
+    let now = SystemTime::from(edge::clock::now());
+    if let Err(problem) = File::open(path).and_then(|file| file.set_modified(now)) {
+        tracing::debug!(path = %path.display(), %problem, "use not recorded");
+    }
+}
+
+fn remove(path: &Path) {
+    let removed = if path.is_dir() {
+        std::fs::remove_dir_all(path)
+    } else {
+        std::fs::remove_file(path)
+    };
+    if let Err(problem) = removed {
+        tracing::debug!(path = %path.display(), %problem, "not removed from the cache");
     }
 }
 
@@ -114,7 +198,10 @@ impl Frames {
 
 impl FrameStore for Frames {
     fn get(&self, content: &Digest) -> Option<Vec<u8>> {
-        std::fs::read(self.place(content)).ok()
+        let place = self.place(content);
+        let frame = std::fs::read(&place).ok()?;
+        touch(&place);
+        Some(frame)
     }
 
     fn put(&self, content: &Digest, frame: &[u8]) {
@@ -155,6 +242,49 @@ mod tests {
         std::fs::write(second.path().join("out"), b"1").unwrap();
         assert_eq!(cache.keep(&planned, second).unwrap(), place);
         assert_eq!(std::fs::read(place.join("out")).unwrap(), b"1");
+    }
+
+    #[test]
+    fn what_no_build_asked_for_lately_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path()).unwrap();
+        let planned = |number: usize| Planned {
+            step: Step::Root,
+            key: Digest::of(&number.to_le_bytes()),
+        };
+        let begun = SystemTime::UNIX_EPOCH;
+        for number in 0..KEPT + 2 {
+            let place = cache.keep(&planned(number), cache.work().unwrap()).unwrap();
+            let time = begun + Duration::from_secs(number as u64);
+            File::open(place).unwrap().set_modified(time).unwrap();
+        }
+        // The oldest one is asked for again.
+        assert!(cache.find(&planned(0)).is_some());
+        let other = Planned {
+            step: Step::Verity,
+            key: Digest::of(b"x"),
+        };
+        cache.keep(&other, cache.work().unwrap()).unwrap();
+        let running = cache.work().unwrap();
+        cache.frames(3).put(&Digest::of(b"y"), b"frame");
+
+        let now = std::fs::metadata(running.path())
+            .unwrap()
+            .modified()
+            .unwrap();
+        cache.tidy(now).unwrap();
+        let kept: Vec<_> = (0..KEPT + 2)
+            .filter(|number| cache.find(&planned(*number)).is_some())
+            .collect();
+        assert_eq!(kept.len(), KEPT);
+        assert!(kept.contains(&0) && !kept.contains(&1) && !kept.contains(&2));
+        assert!(cache.find(&other).is_some());
+        assert!(running.path().exists());
+        assert!(cache.frames(3).get(&Digest::of(b"y")).is_some());
+
+        cache.tidy(now + FORGOTTEN + ABANDONED).unwrap();
+        assert!(!running.path().exists());
+        assert!(cache.frames(3).get(&Digest::of(b"y")).is_none());
     }
 
     #[test]
