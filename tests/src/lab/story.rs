@@ -3,11 +3,13 @@
 //! A step that fails ends the story: the steps after it stand on it. Whatever
 //! happens, the table is shown and the report is written.
 
+use std::ffi::OsStr;
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use edge::runner::Tool;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
@@ -183,8 +185,13 @@ impl Story {
 }
 
 impl Step {
-    /// Shows a command that an operator could type.
-    pub fn command(&mut self, line: &str) {
+    /// Shows a command as an operator would type it.
+    pub fn command<S: AsRef<OsStr>>(
+        &mut self,
+        program: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) {
+        let line = Tool::new(program).args(arguments).line();
         self.above(&format!("   {} {line}", self.output.paint("36", "$")));
     }
 
@@ -193,9 +200,11 @@ impl Step {
         self.above(&format!("   {}", self.output.paint("2", text)));
     }
 
-    /// Shows and keeps a line of evidence.
+    /// Shows and keeps a line of evidence. Several lines become one.
     pub fn evidence(&mut self, text: impl Into<String>) {
         let text = text.into();
+        let lines: Vec<_> = text.lines().map(str::trim).collect();
+        let text = lines.join(" ");
         self.above(&format!("   {} {text}", self.output.paint("32", "✓")));
         self.evidence.push(text);
     }
@@ -325,7 +334,7 @@ mod tests {
         let mut story = Story::new(&["sky", "release"], Output::Silent);
         story
             .step("sky", "The sky starts", async |step: &mut Step| {
-                step.command("leap-fleet serve");
+                step.command("leap-fleet", ["run"]);
                 step.evidence("answers on 443");
                 Ok(())
             })

@@ -239,7 +239,7 @@ async fn start_factory(world: &mut World, step: &mut Step) -> anyhow::Result<()>
     let file = folder.join("factory.toml");
     std::fs::write(&file, config).context("write the factory's configuration")?;
     let shown = file.display().to_string();
-    step.command(&format!("leap-provisioner run --config {shown}"));
+    step.command("leap-provisioner", ["run", "--config", &shown]);
     let tool = Tool::new(world.program("leap-provisioner")).args(["run", "--config", &shown]);
     let recipe = Recipe::new(
         "leap-provisioner",

@@ -148,7 +148,7 @@ async fn start_sky(stage: &Stage, step: &mut Step) -> anyhow::Result<(Operator, 
         "--port",
         &SKY_PORT.to_string(),
     ];
-    step.command(&format!("leap-fleet {}", init.join(" ")));
+    step.command("leap-fleet", init);
     run(&fleet.display().to_string(), init).await?;
     let introduction = text(&sky.join("sky.json"));
     let keys_init = [
@@ -159,18 +159,18 @@ async fn start_sky(stage: &Stage, step: &mut Step) -> anyhow::Result<(Operator, 
         "--sky",
         &introduction,
     ];
-    step.command(&format!("leapctl {}", keys_init.join(" ")));
+    step.command("leapctl", keys_init);
     run(&text(&stage.programs.join("leapctl")), keys_init).await?;
     let trust = [
         "set-trust",
         &text(&sky),
         &text(&keys.join("trust-root.json")),
     ];
-    step.command(&format!("leap-fleet {}", trust.join(" ")));
+    step.command("leap-fleet", trust);
     run(&fleet.display().to_string(), trust).await?;
     // The signing keys stand in the operator's folder and nowhere in the sky's.
     let config = text(&sky.join("fleet.toml"));
-    step.command(&format!("leap-fleet run --config {config}"));
+    step.command("leap-fleet", ["run", "--config", &config]);
     let tool = Tool::new(&fleet).args(["run", "--config", &config]);
     let recipe = Recipe::new("leap-fleet", tool, stage.build.join("leap-fleet.log"));
     let server = Server::start(recipe, Ready::Port((sky_address(), SKY_PORT).into())).await?;
@@ -242,7 +242,7 @@ async fn start_vaults(stage: &Stage, step: &mut Step) -> anyhow::Result<Vec<Serv
         let file = folder.join("vault.toml");
         std::fs::write(&file, config).context("write a vault's configuration")?;
         let shown = file.display().to_string();
-        step.command(&format!("leap-vault serve --config {shown}"));
+        step.command("leap-vault", ["serve", "--config", &shown]);
         let tool = Tool::new(stage.programs.join("leap-vault")).args(["serve", "--config", &shown]);
         let log = stage.build.join(format!("leap-vault-{name}.log"));
         let recipe = Recipe::new("leap-vault", tool, log);

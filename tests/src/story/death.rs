@@ -43,7 +43,7 @@ pub(super) async fn rebirth(world: &mut World, step: &mut Step) -> anyhow::Resul
         "--timeout",
         "900",
     ];
-    step.command(&format!("leapctl {}", arguments.join(" ")));
+    step.command("leapctl", arguments);
     let log = world.stage.build.join("leapctl-replace.log");
     let mut replace = Recipe::new("leapctl", world.operator.tool(&arguments), &log).start()?;
     let folder = world.stage.build.join("machines/houma-b");

@@ -49,7 +49,7 @@ impl Operator {
 
     /// Shows a command, runs it, and returns its answer.
     pub(crate) async fn run(&self, step: &mut Step, arguments: &[&str]) -> anyhow::Result<Value> {
-        step.command(&format!("leapctl {}", arguments.join(" ")));
+        step.command("leapctl", arguments);
         step.waiting(&format!("leapctl {} {}", arguments[0], arguments[1]));
         let answer = self.ask(arguments).await;
         step.rest();

@@ -80,19 +80,19 @@ async fn release(
     let keys = world.stage.build.join("keys");
     let arguments = [
         "build".into(),
-        text(recipe)?,
+        text(recipe),
         "--version".into(),
         version.into(),
         "--bin-dir".into(),
-        text(&world.stage.programs)?,
+        text(&world.stage.programs),
         "--out".into(),
-        text(&world.stage.build.join("releases"))?,
+        text(&world.stage.build.join("releases")),
         "--cache".into(),
-        text(&world.stage.cache.join("image"))?,
+        text(&world.stage.cache.join("image")),
         "--key".into(),
-        text(&keys.join("targets.pem"))?,
+        text(&keys.join("targets.pem")),
         "--trust-root".into(),
-        text(&keys.join("trust-root.json"))?,
+        text(&keys.join("trust-root.json")),
     ];
     run(inside, world, step, arguments.to_vec()).await
 }
@@ -123,15 +123,15 @@ async fn layer(
         "--customer".into(),
         CUSTOMER.into(),
         "--files".into(),
-        text(&files)?,
+        text(&files),
         "--out".into(),
-        text(&out)?,
+        text(&out),
         "--recipe".into(),
-        text(recipe)?,
+        text(recipe),
         "--cache".into(),
-        text(&world.stage.cache.join("image"))?,
+        text(&world.stage.cache.join("image")),
         "--key".into(),
-        text(&world.stage.build.join("keys/configuration.pem"))?,
+        text(&world.stage.build.join("keys/configuration.pem")),
     ];
     run(inside, world, step, arguments.to_vec()).await?;
     let size = std::fs::metadata(out.join("layer.raw"))
@@ -147,7 +147,7 @@ async fn run(
     step: &mut Step,
     arguments: Vec<String>,
 ) -> anyhow::Result<()> {
-    step.command(&format!("leap-image {}", arguments.join(" ")));
+    step.command("leap-image", &arguments);
     step.waiting("leap-image starts");
     let errand = Errand {
         program: std::path::absolute(world.program("leap-image")).context("name leap-image")?,
@@ -161,9 +161,8 @@ async fn run(
     done
 }
 
-fn text(path: &Path) -> anyhow::Result<String> {
-    let path = std::path::absolute(path).context("name a folder")?;
-    Ok(path.display().to_string())
+fn text(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// The root hash that a release's manifest names.
