@@ -120,6 +120,8 @@ async fn in_laboratory<W: Future<Output = Result<ExitCode, Failure>>>(
     let inside = std::rc::Rc::new(Inside::begin().await?);
     let stopped = std::rc::Rc::clone(&inside);
     tokio::select! {
+        // To be stopped is an end like any other for work that waits for it.
+        biased;
         done = work(inside) => done,
         () = stopped.stopped() => Err(anyhow!("interrupted").into()),
     }

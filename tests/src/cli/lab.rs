@@ -40,8 +40,10 @@ impl Lab {
             let Some(world) = world.filter(|_| report.ok) else {
                 return Ok(ExitCode::FAILURE);
             };
-            inside.ready(world.environment()).await?;
-            let lab = format!("leap-lab --build-dir {}", options.build_dir.display());
+            inside.ready(world.environment()?).await?;
+            let program = options.bin_dir.join("leap-lab");
+            let (program, build) = (program.display(), options.build_dir.display());
+            let lab = format!("{program} --build-dir {build}");
             edge::out::line("\nThe laboratory is running. In another terminal:");
             edge::out::line(format_args!(
                 "  {lab} enter                  a shell with leapctl at hand"
@@ -50,7 +52,10 @@ impl Lab {
                 "  {lab} console houma-a        the machine's console"
             ));
             edge::out::line("Ctrl-C ends it, and everything in it.");
-            std::future::pending().await
+            inside.stopped().await;
+            drop(world);
+            edge::out::line("The laboratory is gone; its logs, disks and captures are kept.");
+            Ok(ExitCode::SUCCESS)
         })
         .await
     }

@@ -188,7 +188,7 @@ fn unshare_arguments() -> Vec<OsString> {
 }
 
 /// An ordinary user's search path lacks the folders that hold `sgdisk` and `sshd`.
-fn search_path() -> (&'static str, OsString) {
+pub(crate) fn search_path() -> (&'static str, OsString) {
     let mut value = std::env::var_os("PATH").unwrap_or_default();
     value.push(":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
     ("PATH", value)
@@ -605,8 +605,12 @@ pub async fn enter(place: &Place, arguments: &[OsString]) -> anyhow::Result<Exit
         nsenter = nsenter.arg("--user");
     }
     let (search, value) = search_path();
+    // Of another mount namespace nsenter shows the root folder: people stay where they are.
+    let here = std::env::current_dir().context("name this folder")?;
     nsenter = nsenter
         .args(["--net", "--mount", "--pid", "--uts", "--ipc", "--"])
+        .args(["env", "--chdir"])
+        .arg(here)
         .env(search, value);
     for (name, value) in &record.environment {
         nsenter = nsenter.env(name, value);

@@ -1,7 +1,8 @@
 //! What the steps of the story share: the places, the servers, the machines.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use model::api::UnitView;
@@ -10,6 +11,7 @@ use super::Stage;
 use super::operator::Operator;
 use crate::lab::accelerator::Accelerator;
 use crate::lab::gallery::Tree;
+use crate::lab::isolation::search_path;
 use crate::lab::machine::Machine;
 use crate::lab::network::{Capturing, Network, Port, host};
 use crate::lab::server::Server;
@@ -93,10 +95,34 @@ impl Powered {
     }
 }
 
+fn absolute(path: &Path) -> anyhow::Result<String> {
+    let path = std::path::absolute(path).with_context(|| format!("name {}", path.display()))?;
+    Ok(path.display().to_string())
+}
+
 impl World {
-    /// The variables that make `leapctl` work in a shell of the laboratory.
-    pub fn environment(&self) -> std::collections::BTreeMap<String, String> {
-        self.operator.environment().clone()
+    /// The variables that make `leapctl` work in a shell of the laboratory, wherever that
+    /// stands.
+    ///
+    /// # Errors
+    /// The folder that we run in has no name.
+    pub fn environment(&self) -> anyhow::Result<BTreeMap<String, String>> {
+        let mut environment = BTreeMap::new();
+        for (name, value) in self.operator.environment() {
+            let value = if value.contains("://") {
+                value.clone()
+            } else {
+                absolute(Path::new(value))?
+            };
+            environment.insert(name.clone(), value);
+        }
+        let programs = absolute(&self.stage.programs)?;
+        let (search, path) = search_path();
+        environment.insert(
+            search.to_owned(),
+            format!("{programs}:{}", path.to_string_lossy()),
+        );
+        Ok(environment)
     }
 
     /// The unit as the sky shows it.
