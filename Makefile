@@ -46,12 +46,32 @@ test: setup build ## All tests, the whole life of a unit among them
 	$(CARGO) test --release --locked --workspace --doc
 
 .PHONY: e2e
-e2e: setup build ## Only the whole life of a unit: real firmware, real daemons, a quarter of an hour
-	LEAP_BIN_DIR=$(BINS) $(CARGO) test --release --locked --workspace --test whole_life
+e2e: setup build ## Only what starts machines: a unit's whole life, all kinds of firmware, Secure Boot; half an hour
+	LEAP_MATRIX=all LEAP_BIN_DIR=$(BINS) $(CARGO) test --release --locked --workspace --test whole_life --test matrix --test secure_boot --test reproducible
 
 .PHONY: image
 image: build ## Build releases from image/recipes into build/image/releases
 	@$(BINS)/leap-lab demo --until release --bin-dir $(BINS) --build-dir build/image
+
+.PHONY: reproduce
+reproduce: build ## Build a release and a customer's disk twice and compare every byte
+	@$(BINS)/leap-lab reproduce --bin-dir $(BINS) --build-dir build/reproduce
+
+# Below the folder of the rest: its own flags, its own dependencies. What a run finds stays
+# there too, so that the next one goes on from it; a crash is a file beside it.
+FUZZ   := $(dir $(BINS))fuzz
+SECONDS_EACH ?= 20
+
+.PHONY: fuzz
+fuzz: ## Feed broken packets to the network boot servers: make fuzz SECONDS_EACH=600
+	cd pxe/fuzz && $(CARGO) fmt --check && CARGO_TARGET_DIR=$(FUZZ) $(CARGO) build --release --locked
+	cd pxe/fuzz && for target in dhcp tftp http; do \
+		mkdir -p $(FUZZ)/finds/$$target; \
+		CARGO_TARGET_DIR=$(FUZZ) $(CARGO) run --release --locked --quiet --bin $$target -- \
+			$(FUZZ)/finds/$$target corpus/$$target ../testdata/corpus/$$target -dict=dictionaries/$$target \
+			-max_total_time=$(SECONDS_EACH) -max_len=4096 -timeout=10 -rss_limit_mb=512 \
+			-print_final_stats=1 -verbosity=0 -artifact_prefix=$(FUZZ)/crash-$$target-; \
+	done
 
 .PHONY: golden
 golden: ## Rewrite the recorded texts that tests compare with, then look at the difference
@@ -61,6 +81,8 @@ golden: ## Rewrite the recorded texts that tests compare with, then look at the 
 .PHONY: bench
 bench: build ## Print our figures beside a peer's, from one run; docs/benchmarks.md keeps them
 	@$(BINS)/leap-lab bench --bin-dir $(BINS) --build-dir build/bench
+	@$(BINS)/leap-lab bench-boot --build-dir build/bench
+	@$(BINS)/leap-lab bench-births --bin-dir $(BINS) --build-dir build/bench
 
 .PHONY: deny
 deny: ## Check licences and advisories of the dependencies (needs cargo-deny)

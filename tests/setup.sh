@@ -7,15 +7,27 @@ set -euo pipefail
 packages=(
     # building
     gcc make
+    # `make fuzz`
+    g++
     # images
-    mmdebstrap dpkg debian-archive-keyring uidmap cpio xz-utils
+    mmdebstrap dpkg debian-archive-keyring uidmap cpio xz-utils gnupg openssl
     # the laboratory: machines, network, evidence
-    qemu-system-x86 ovmf iproute2 ethtool socat tcpdump util-linux mount
-    dosfstools mtools gdisk e2fsprogs cryptsetup-bin
+    qemu-system-x86 ovmf swtpm iproute2 ethtool socat tcpdump util-linux mount
+    dosfstools mtools gdisk e2fsprogs cryptsetup-bin qemu-utils zstd
     # real peers in the tests
     openssh-client openssh-sftp-server restic dnsmasq-base tftp-hpa atftp curl
+    udhcpc isc-dhcp-client
+    # other people's signing tools, verifiers and tokens
+    sbsigntool efitools softhsm2
 )
 [ -x /usr/sbin/sshd ] || packages+=(openssh-server)
+# the peer of `leap-lab bench-disks`; it starts no service that is not asked for
+[ -x /usr/sbin/nginx ] || packages+=(nginx-light)
+# the relay in the tests of network boot; neither does it
+[ -x /usr/sbin/dhcrelay ] || packages+=(isc-dhcp-relay)
+# the arm64 machine of `leap-lab matrix`
+[ -x /usr/bin/qemu-system-aarch64 ] || packages+=(qemu-system-arm)
+[ -e /usr/share/AAVMF/AAVMF_CODE.fd ] || packages+=(qemu-efi-aarch64)
 
 missing=()
 for package in "${packages[@]}"; do
@@ -42,4 +54,10 @@ fi
     apt-get install -y -qq --no-install-recommends "${missing[@]}"
 if [[ " ${missing[*]} " == *" openssh-server "* && -d /run/systemd/system ]]; then
     "${sudo[@]}" systemctl disable --quiet ssh.service ssh.socket
+fi
+if [[ " ${missing[*]} " == *" nginx-light "* && -d /run/systemd/system ]]; then
+    "${sudo[@]}" systemctl disable --quiet nginx.service
+fi
+if [[ " ${missing[*]} " == *" isc-dhcp-relay "* && -d /run/systemd/system ]]; then
+    "${sudo[@]}" systemctl disable --quiet isc-dhcp-relay.service
 fi

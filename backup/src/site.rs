@@ -104,8 +104,14 @@ impl Site {
                 ),
             )
         })?;
-        let client = tls::client::builder(&ca)
-            .and_then(|builder| tls::client::with_identity(builder, &certificate, &key))
+        let papers = tls::device::Papers {
+            ca: &ca,
+            certificate: &certificate,
+            key: &key,
+            tpm: &self.at("dev/tpmrm0"),
+        };
+        let client = papers
+            .client()
             .context("prepare TLS")?
             .build()
             .context("prepare HTTP")?;
@@ -118,15 +124,7 @@ impl Site {
     /// When another process still holds it; the message names it.
     pub fn lock(&self, wait: Duration) -> anyhow::Result<Lock> {
         let path = self.state().join("lock");
-        std::fs::create_dir_all(self.state())
-            .with_context(|| format!("make folder {}", self.state().display()))?;
-        let mut file = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("open {}", path.display()))?;
+        let mut file = self.lock_file(&path)?;
         let begun = Instant::now();
         loop {
             match file.try_lock() {
@@ -153,18 +151,20 @@ impl Site {
         write!(file, "{}", std::process::id()).context("write lock")?;
         Ok(Lock { _file: file })
     }
-}
 
-impl Site {
     fn restoring_file(&self, source: &str) -> anyhow::Result<File> {
-        let path = self.state().join(format!("restoring-{source}.lock"));
+        self.lock_file(&self.state().join(format!("restoring-{source}.lock")))
+    }
+
+    fn lock_file(&self, path: &Path) -> anyhow::Result<File> {
         std::fs::create_dir_all(self.state())
             .with_context(|| format!("make folder {}", self.state().display()))?;
         File::options()
             .create(true)
             .truncate(false)
+            .read(true)
             .write(true)
-            .open(&path)
+            .open(path)
             .with_context(|| format!("open {}", path.display()))
     }
 

@@ -4,7 +4,7 @@
 
 use jiff::Timestamp;
 use model::api::{MachineState, MachineView};
-use model::machine::{DiskContent, DiskFacts, MachineCode, MachineFacts};
+use model::machine::{DiskContent, DiskFacts, DiskHealth, MachineCode, MachineFacts};
 use model::ticket::{BirthTicket, ForeignData, TicketDisk};
 use model::{Incarnation, ReleaseVersion, UnitName};
 
@@ -46,12 +46,7 @@ pub(crate) fn choose_disk<'a>(
         disks.join(", ")
     };
     let Some(wanted) = wanted else {
-        return facts
-            .disks
-            .iter()
-            .filter(|disk| !disk.removable && disk.size >= SMALLEST_DISK)
-            .min_by(|a, b| (a.size, &a.path).cmp(&(b.size, &b.path)))
-            .ok_or_else(|| NoDisk::None { found: found() });
+        return smallest_disk(facts, SMALLEST_DISK).ok_or_else(|| NoDisk::None { found: found() });
     };
     let wanted_owned = || wanted.to_owned();
     let mut named = facts
@@ -80,6 +75,15 @@ pub(crate) fn choose_disk<'a>(
     Ok(disk)
 }
 
+/// Returns the smallest fixed disk of at least `least` bytes that takes the layout.
+pub(crate) fn smallest_disk(facts: &MachineFacts, least: u64) -> Option<&DiskFacts> {
+    facts
+        .disks
+        .iter()
+        .filter(|disk| !disk.removable && disk.size >= least.max(SMALLEST_DISK))
+        .min_by(|a, b| (a.size, &a.path).cmp(&(b.size, &b.path)))
+}
+
 /// One disk in a few words.
 pub(crate) fn describe(disk: &DiskFacts) -> String {
     let mut words = vec![disk.path.clone(), size(disk.size)];
@@ -97,6 +101,9 @@ pub(crate) fn describe(disk: &DiskFacts) -> String {
         }
         .into(),
     );
+    if let Some(DiskHealth::Failing { reason }) = &disk.health {
+        words.push(format!("FAILING: {reason}"));
+    }
     words.join(" ")
 }
 
@@ -246,6 +253,7 @@ pub(crate) mod tests {
             size: gib << 30,
             removable: false,
             content: DiskContent::Empty,
+            health: None,
         }
     }
 
@@ -254,8 +262,10 @@ pub(crate) mod tests {
             csr: String::new(),
             public_key: Digest::of(serial.as_bytes()),
             recipient: "age1x".into(),
+            tpm: None,
         };
         MachineView {
+            pass: None,
             code: MachineCode::of(&keys),
             facts: MachineFacts {
                 serial: serial.into(),
@@ -273,6 +283,7 @@ pub(crate) mod tests {
                 firmware: "uefi".into(),
                 secure_boot: false,
                 tpm: false,
+                findings: vec![],
             },
             keys,
             state: MachineState::Held,

@@ -50,6 +50,9 @@ enum Command {
     Events(commands::events::Args),
     /// Tell the story of one machine's attempts to boot
     Explain(commands::explain::Args),
+    /// Listen to machines that boot, and tell in words what they said
+    #[command(subcommand)]
+    Debug(commands::debug::Debug),
     /// Open what only a recovery key opens
     #[command(subcommand)]
     Secrets(commands::secrets::Secrets),
@@ -76,9 +79,11 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 async fn dispatch(cli: Cli) -> Result<(), Failure> {
-    // `keys` needs neither a sky nor a settings file that may not exist yet.
+    // These need neither a sky nor a settings file that may not exist yet.
     let operator = match &cli.command {
-        Command::Keys(commands::keys::Keys::Init(_)) => Operator::bare(&cli.globals),
+        Command::Keys(commands::keys::Keys::Init(_)) | Command::Debug(_) => {
+            Operator::bare(&cli.globals)
+        }
         _ => Operator::resolve(cli.globals)?,
     };
     match cli.command {
@@ -92,6 +97,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Birth(args) => args.run(&operator).await,
         Command::Events(args) => args.run(&operator).await,
         Command::Explain(args) => args.run(&operator).await,
+        Command::Debug(command) => command.run(&operator).await,
         Command::Secrets(command) => command.run(&operator).await,
     }
 }

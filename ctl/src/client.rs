@@ -1,5 +1,6 @@
 //! The sky's API as typed calls.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use model::api::{
 use model::command::UnitCommand;
 use model::configuration::Configuration;
 use model::machine::MachineCode;
+use model::pass::{NewPass, PassView};
 use model::release::ChannelPointer;
 use model::secrets::SealedSecrets;
 use model::ticket::BirthTicket;
@@ -20,6 +22,11 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt as _;
+
+use crate::stream::{News, Parser};
+
+/// A stream that is silent for so long is broken: the sky sends a comment every 15 seconds.
+const SILENCE: Duration = Duration::from_secs(45);
 
 /// How long an answer may take when nothing is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -41,6 +48,13 @@ pub(crate) enum SkyError {
         call: String,
         status: u16,
         error: ApiError,
+    },
+    /// Something answered and then fell silent.
+    #[error("sky {url}: silent for {seconds} s at {call}")]
+    Silent {
+        url: String,
+        call: String,
+        seconds: u64,
     },
     /// Something answered that is not the sky of this version.
     #[error("sky {url}: answer to {call} is not readable: {problem}")]
@@ -67,7 +81,7 @@ impl SkyError {
     /// Whether asking again later may help.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::Silent { .. } => true,
             Self::Answer { status, .. } => *status >= 500,
             Self::Unreadable { .. } | Self::File { .. } => false,
         }
@@ -75,7 +89,7 @@ impl SkyError {
 
     fn kind(&self) -> Kind {
         match self {
-            Self::Unreachable { .. } => Kind::Environment,
+            Self::Unreachable { .. } | Self::Silent { .. } => Kind::Environment,
             Self::Answer { error, .. } => match error.code.as_str() {
                 "refused" | "fenced" => Kind::Refused,
                 "unauthorized" => Kind::Environment,
@@ -88,7 +102,7 @@ impl SkyError {
 
     fn next_step(&self) -> Option<String> {
         match self {
-            Self::Unreachable { .. } => {
+            Self::Unreachable { .. } | Self::Silent { .. } => {
                 Some("check --sky and --ca, and that leap-fleet runs there".into())
             }
             Self::Answer { call, error, .. } => error.hint.clone().or_else(|| {
@@ -242,6 +256,11 @@ impl Sky {
             .await
     }
 
+    pub(crate) async fn put_pass(&self, unit: &UnitName, pass: &NewPass) -> Result<PassView> {
+        let path = format!("/v1/units/{unit}/pass");
+        self.send(Method::PUT, &path, pass).await
+    }
+
     pub(crate) async fn escrow(&self, unit: &UnitName) -> Result<SealedSecrets> {
         self.get(&format!("/v1/units/{unit}/escrow")).await
     }
@@ -297,9 +316,11 @@ impl Sky {
         &self,
         channel: &str,
         release: ReleaseVersion,
+        revision: u32,
     ) -> Result<Signed<ChannelPointer>> {
         let path = format!("/v1/channels/{channel}");
-        self.send(Method::PUT, &path, &Offer { release }).await
+        let offer = Offer { release, revision };
+        self.send(Method::PUT, &path, &offer).await
     }
 
     pub(crate) async fn channel(&self, channel: &str) -> Result<Signed<ChannelPointer>> {
@@ -310,6 +331,20 @@ impl Sky {
     pub(crate) async fn events(&self, after: u64, wait: u32) -> Result<Vec<Event>> {
         let path = format!("/v1/events?after={after}&wait={wait}");
         self.get_slowly(&path, wait).await
+    }
+
+    /// Listens to machines as they change, all of them first.
+    pub(crate) async fn listen(&self) -> Result<Listener> {
+        let path = "/v1/events/stream?machines=true";
+        let request = self.request(Method::GET, path);
+        let response = tokio::time::timeout(PATIENCE, self.raw(Method::GET, path, request)).await;
+        let response = response.map_err(|_| self.silent(path, PATIENCE))??;
+        Ok(Listener {
+            sky: self.clone(),
+            response,
+            parser: Parser::default(),
+            ready: VecDeque::new(),
+        })
     }
 
     /// Returns the size of a stored file of a release; `None` when it is not there.
@@ -451,11 +486,53 @@ impl Sky {
         })
     }
 
+    fn silent(&self, path: &str, patience: Duration) -> SkyError {
+        SkyError::Silent {
+            url: self.base.clone(),
+            call: format!("GET {path}"),
+            seconds: patience.as_secs(),
+        }
+    }
+
     fn unreachable(&self, method: Method, path: &str, source: reqwest::Error) -> SkyError {
         SkyError::Unreachable {
             url: self.base.clone(),
             call: format!("{method} {path}"),
             source: source.without_url(),
+        }
+    }
+}
+
+/// A stream of news from the sky.
+pub(crate) struct Listener {
+    sky: Sky,
+    response: Response,
+    parser: Parser,
+    ready: VecDeque<News>,
+}
+
+impl Listener {
+    /// Returns the next piece of news, or `None` when the sky has ended the stream.
+    ///
+    /// May be dropped while it waits: nothing is lost.
+    pub(crate) async fn next(&mut self) -> Result<Option<News>> {
+        let path = "/v1/events/stream";
+        loop {
+            if let Some(news) = self.ready.pop_front() {
+                return Ok(Some(news));
+            }
+            let chunk = tokio::time::timeout(SILENCE, self.response.chunk()).await;
+            let chunk = chunk
+                .map_err(|_| self.sky.silent(path, SILENCE))?
+                .map_err(|source| self.sky.unreachable(Method::GET, path, source))?;
+            let Some(chunk) = chunk else { return Ok(None) };
+            let news = self.parser.feed(&chunk);
+            self.ready
+                .extend(news.map_err(|problem| SkyError::Unreadable {
+                    url: self.sky.base.clone(),
+                    call: format!("GET {path}"),
+                    problem: problem.to_string(),
+                })?);
         }
     }
 }

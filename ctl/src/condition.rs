@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use model::ReleaseVersion;
-use model::api::{UnitState, UnitView};
+use model::api::{RejectedRelease, UnitState, UnitView, UpdateStatus};
 
 /// A condition of a unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,7 +153,7 @@ impl Condition {
             }
             Self::Backup(source) => backup(unit, source.as_deref()),
             Self::Release(wanted) => {
-                let given_up = last.update.rejected.iter().find(|r| r.release == *wanted);
+                let given_up = given_up(&last.update, *wanted);
                 match given_up {
                     _ if last.release == *wanted && last.healthy => Met,
                     Some(rejected) if last.release != *wanted => Never(format!(
@@ -171,7 +171,7 @@ impl Condition {
                 }
             }
             Self::ReleaseRejected(wanted) => {
-                if last.update.rejected.iter().any(|r| r.release == *wanted) {
+                if given_up(&last.update, *wanted).is_some() {
                     Met
                 } else {
                     NotYet(format!(
@@ -225,9 +225,15 @@ fn backup(unit: &UnitView, source: Option<&str>) -> Judgement {
     Met
 }
 
+/// Finds a release among those given up; a revision of components is none.
+fn given_up(update: &UpdateStatus, release: ReleaseVersion) -> Option<&RejectedRelease> {
+    let mut rejected = update.rejected.iter();
+    rejected.find(|one| one.release == release && one.revision == 0)
+}
+
 #[cfg(test)]
 mod tests {
-    use model::api::{RejectedGeneration, RejectedRelease};
+    use model::api::RejectedGeneration;
 
     use super::*;
     use crate::view::tests::living_unit;
@@ -268,6 +274,7 @@ mod tests {
         let last = unit.last_check_in.as_mut().unwrap();
         last.update.rejected = vec![RejectedRelease {
             release: "2026.11.2".parse().unwrap(),
+            revision: 0,
             reason: "the gate failed".into(),
         }];
         assert!(matches!(

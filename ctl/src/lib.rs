@@ -15,8 +15,8 @@
 //! carries all. A command that was interrupted can be typed again.
 //!
 //! Flow of a command: resolve the operator's settings → ask the sky for the
-//! facts → decide (pure: `birth`, `replacement`, `condition`,
-//! `settings`) → sign and send → show (`view`).
+//! facts → decide (pure: `birth`, `bench`, `replacement`,
+//! `condition`, `settings`) → sign and send → show (`view`).
 
 mod cli;
 
@@ -24,11 +24,17 @@ mod operator;
 
 mod client;
 
+mod stream;
+
 mod keys;
 
 mod settings;
 
 mod birth;
+
+mod rules;
+
+mod bench;
 
 mod replacement;
 
@@ -41,6 +47,8 @@ mod release_folder;
 mod follow;
 
 mod view;
+
+mod label;
 
 mod commands;
 

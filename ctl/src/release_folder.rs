@@ -76,7 +76,8 @@ impl ReleaseFolder {
 fn whole_files(manifest: &ReleaseManifest) -> Vec<&Artifact> {
     let fixed = [&manifest.uki, &manifest.boot_loader, &manifest.installer];
     let components = manifest.components.iter().map(|component| &component.image);
-    fixed.into_iter().chain(components).collect()
+    let further = manifest.documents.iter().chain(manifest.enrolment());
+    fixed.into_iter().chain(components).chain(further).collect()
 }
 
 fn open(dir: &Path, file: &str, size: u64) -> anyhow::Result<File> {
@@ -187,7 +188,8 @@ mod tests {
         let signer = Signer::from_seed(&[1; 32]);
         let manifest = ReleaseManifest {
             version: "2026.11.1".parse().unwrap(),
-            architecture: "amd64".into(),
+            revision: 0,
+            architecture: model::Architecture::Amd64,
             root_hash: Digest::of(b"root"),
             root: image(dir, "root.zst", SEGMENT_SIZE + 4096),
             verity: image(dir, "verity.zst", 8192),
@@ -198,8 +200,11 @@ mod tests {
                 name: "backup".into(),
                 version: "1".into(),
                 image: artifact(dir, "components/backup.raw"),
+                verity: None,
             }],
+            documents: vec![artifact(dir, "lock.json")],
             tries: 3,
+            secure_boot: None,
         };
         let bytes = serde_json::to_vec(&signer.sign(&manifest)).unwrap();
         std::fs::write(dir.join(MANIFEST), bytes).unwrap();
@@ -235,6 +240,7 @@ mod tests {
                 "systemd-bootx64.efi",
                 "installer.efi",
                 "components/backup.raw",
+                "lock.json",
                 "manifest.json"
             ]
         );
@@ -246,6 +252,7 @@ mod tests {
             ("leapserv.efi", "leapserv.efi: SHA-256"),
             ("verity.zst", "verity.zst: segment 0"),
             ("components/backup.raw", "components/backup.raw: SHA-256"),
+            ("lock.json", "lock.json: SHA-256"),
         ] {
             let dir = tempfile::tempdir().unwrap();
             let root = release(dir.path());

@@ -8,7 +8,9 @@ use model::api::{
     UnitView, UpdateStatus,
 };
 use model::backup::{BackupStatus, SnapshotRow};
+use model::machine::Severity;
 use model::release::ChannelPointer;
+use model::{Digest, ReleaseVersion};
 
 use crate::birth::{describe, size};
 
@@ -134,7 +136,7 @@ pub(crate) fn units(units: &[UnitView], now: Timestamp) -> String {
                 unit.unit.to_string(),
                 state_word(unit.state).to_owned(),
                 unit.incarnation.to_string(),
-                last.map_or("-".into(), |last| last.release.to_string()),
+                last.map_or("-".into(), |last| release(last.release, last.revision)),
                 match last {
                     Some(last) if last.configuration.applied != unit.configuration_generation => {
                         format!(
@@ -201,7 +203,11 @@ pub(crate) fn unit(unit: &UnitView, now: Timestamp) -> String {
             };
             sheet.row(
                 "release",
-                format!("{} in slot {}, {health}", last.release, last.slot),
+                format!(
+                    "{} in slot {}, {health}",
+                    release(last.release, last.revision),
+                    last.slot
+                ),
             );
             sheet.row("root hash", &last.root_hash);
             sheet.row(
@@ -280,7 +286,8 @@ fn update(update: &UpdateStatus) -> String {
         );
     }
     for rejected in &update.rejected {
-        let _ = write!(text, "\n{} given up: {}", rejected.release, rejected.reason);
+        let which = release(rejected.release, rejected.revision);
+        let _ = write!(text, "\n{which} given up: {}", rejected.reason);
     }
     if let Some(problem) = &update.problem {
         let _ = write!(text, "\nproblem: {problem}");
@@ -392,13 +399,18 @@ pub(crate) fn machines(machines: &[MachineView], now: Timestamp) -> String {
     let rows: Vec<_> = machines
         .iter()
         .map(|machine| {
-            let unit = machine.unit.as_ref();
+            let unit = match (&machine.unit, &machine.pass) {
+                (Some(unit), _) => unit.to_string(),
+                // Not yet: its people have the unit's one-time code.
+                (None, Some(pass)) => format!("({pass})"),
+                (None, None) => "-".into(),
+            };
             vec![
                 machine.code.to_string(),
                 machine_word(machine.state).to_owned(),
                 machine.facts.serial.clone(),
                 machine.facts.product.clone(),
-                unit.map_or("-".into(), ToString::to_string),
+                unit,
                 ago(machine.last_seen, now),
             ]
         })
@@ -419,6 +431,9 @@ pub(crate) fn machine(machine: &MachineView, now: Timestamp) -> String {
     ));
     if let Some(unit) = &machine.unit {
         sheet.row("unit", unit.to_string());
+    }
+    if let Some(pass) = &machine.pass {
+        sheet.row("came with", format!("the one-time code of {pass}"));
     }
     if let Some(progress) = &machine.progress {
         sheet.row("step", progress_words(progress, None));
@@ -448,8 +463,31 @@ pub(crate) fn machine(machine: &MachineView, now: Timestamp) -> String {
         })
         .collect();
     sheet.row("network", nics.join("\n"));
+    let findings: Vec<String> = facts
+        .findings
+        .iter()
+        .map(|finding| match finding.severity {
+            Severity::Stops => format!("stops: {}", finding.text),
+            Severity::Matters => finding.text.clone(),
+        })
+        .collect();
+    if !findings.is_empty() {
+        sheet.row("wanting", findings.join("\n"));
+    }
     let on = |on: bool| if on { "on" } else { "off" };
-    let tpm = if facts.tpm { "a TPM" } else { "no TPM" };
+    let tpm = match (&machine.keys.tpm, facts.tpm) {
+        // What tells one chip from another, as short as codes are.
+        (Some(tpm), _) => {
+            let name = Digest::of(&tpm.endorsement_key.0).to_string();
+            let certificate = match tpm.endorsement_certificate {
+                Some(_) => "with its maker's certificate",
+                None => "without a certificate of its maker",
+            };
+            format!("keys in TPM {}, {certificate}", &name[..16])
+        }
+        (None, true) => "a TPM, and keys in a file".into(),
+        (None, false) => "no TPM, keys in a file".into(),
+    };
     sheet.row(
         "firmware",
         format!(
@@ -521,9 +559,18 @@ pub(crate) fn event(event: &Event) -> String {
     text
 }
 
+/// A release, with the revision of its components where it has one.
+pub(crate) fn release(release: ReleaseVersion, revision: u32) -> String {
+    match revision {
+        0 => release.to_string(),
+        revision => format!("{release} revision {revision}"),
+    }
+}
+
 /// What a channel offers.
 pub(crate) fn channel(pointer: &ChannelPointer, now: Timestamp) -> String {
-    let mut sheet = Sheet(format!("{}  {}\n", pointer.channel, pointer.release));
+    let offered = release(pointer.release, pointer.revision);
+    let mut sheet = Sheet(format!("{}  {offered}\n", pointer.channel));
     sheet.row("version", pointer.version.to_string());
     sheet.row("manifest", pointer.manifest.to_string());
     let hours = (pointer.expires.as_second() - now.as_second()) / 3600;
@@ -560,6 +607,7 @@ pub(crate) mod tests {
             configuration_generation: 2,
             last_check_in: Some(CheckIn {
                 release: "2026.11.1".parse().unwrap(),
+                revision: 0,
                 root_hash: Digest::of(b"root").to_string(),
                 slot: "a".into(),
                 boot_id: "b".into(),
@@ -653,6 +701,7 @@ pub(crate) mod tests {
             segments_resumed: 80,
             rejected: vec![RejectedRelease {
                 release: "2026.11.3".parse().unwrap(),
+                revision: 0,
                 reason: "the health gate failed".into(),
             }],
             problem: None,
@@ -688,6 +737,7 @@ pub(crate) mod tests {
             channel: "stable".into(),
             version: 4,
             release: "2026.11.2".parse().unwrap(),
+            revision: 0,
             manifest: Digest::of(b"manifest"),
             expires: time("23:10:12"),
         };

@@ -1,7 +1,7 @@
 //! The edge of a program: what every binary of the workspace does in the same way.
 //!
 //! Exit codes and the printing of errors, logs, the one writer to standard
-//! output, running tools, durable files, configuration files, progress, the
+//! output, running tools, durable files, configuration files, progress, metrics, the
 //! clock and the signals to stop. Nothing here knows what LeapServ is about,
 //! and nothing here decides.
 
@@ -20,5 +20,7 @@ pub mod durable;
 pub mod toml_file;
 
 pub mod progress;
+
+pub mod metrics;
 
 pub mod shutdown;

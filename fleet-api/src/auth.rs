@@ -13,11 +13,11 @@ use model::{DeviceIdentity, Digest};
 use subtle::ConstantTimeEq as _;
 use tls::server::Peer;
 
-use crate::app::fence;
+use crate::app::{fence, pass};
 use crate::error::{Kind, Problem};
 use crate::routes::{CALLS, Call, Who};
 use crate::sky::Sky;
-use crate::store::{Holder, TokenRecord};
+use crate::store::{Holder, PassRecord, TokenRecord};
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub enum Caller {
     Vault,
     /// A unit's current incarnation.
     Unit(DeviceIdentity),
+    /// An installer with a unit's pass.
+    Installer(PassRecord),
 }
 
 impl Caller {
@@ -42,6 +44,7 @@ impl Caller {
             Self::Factory => Who::Factory,
             Self::Vault => Who::Vault,
             Self::Unit(_) => Who::Unit,
+            Self::Installer(_) => Who::Installer,
         }
     }
 
@@ -57,34 +60,43 @@ impl Caller {
     }
 }
 
+/// What a call shows of its caller, before any of it is looked up that may change.
+#[derive(Debug, PartialEq, Eq)]
+enum Shown {
+    /// Somebody whom we know from our start on.
+    Caller(Caller),
+    /// A token that is a pass, or nothing.
+    Pass(Digest),
+}
+
 /// Finds out who calls.
 ///
 /// A bearer token wins over a certificate; a wrong one is never overlooked.
 ///
 /// # Errors
-/// Unauthorized: the token is unknown.
-pub fn identify(
-    headers: &HeaderMap,
-    peer: &Peer,
-    tokens: &[TokenRecord],
-) -> Result<Caller, Problem> {
-    let unknown = || Problem::new(Kind::Unauthorized, "bearer token: not known here");
-    if let Some(value) = headers.get(header::AUTHORIZATION) {
-        let token = value
-            .to_str()
-            .ok()
-            .and_then(|text| text.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, token)| token.trim())
-            .ok_or_else(unknown)?;
-        return holder(token, tokens).ok_or_else(unknown);
-    }
-    Ok(peer.device.clone().map_or(Caller::Anyone, Caller::Unit))
+/// Unauthorized: what stands there is no bearer token.
+fn identify(headers: &HeaderMap, peer: &Peer, tokens: &[TokenRecord]) -> Result<Shown, Problem> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else {
+        let caller = peer.device.clone().map_or(Caller::Anyone, Caller::Unit);
+        return Ok(Shown::Caller(caller));
+    };
+    let token = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim())
+        .ok_or_else(unknown)?;
+    let hash = Digest::of(token.as_bytes());
+    Ok(holder(&hash, tokens).map_or(Shown::Pass(hash), Shown::Caller))
+}
+
+fn unknown() -> Problem {
+    Problem::new(Kind::Unauthorized, "bearer token: not known here")
 }
 
 /// Compares with every token in constant time, whether one was found or not.
-fn holder(token: &str, tokens: &[TokenRecord]) -> Option<Caller> {
-    let hash = Digest::of(token.as_bytes());
+fn holder(hash: &Digest, tokens: &[TokenRecord]) -> Option<Caller> {
     tokens
         .iter()
         .fold(None, |found, known| {
@@ -96,6 +108,14 @@ fn holder(token: &str, tokens: &[TokenRecord]) -> Option<Caller> {
             Holder::Factory => Caller::Factory,
             Holder::Vault => Caller::Vault,
         })
+}
+
+/// Finds the pass of an installer. Who can find its hash by trying knows its code.
+async fn installer(sky: &Sky, hash: &Digest) -> Result<Caller, Problem> {
+    let found = sky.store.read().await?.pass(hash).await?;
+    let found = found.ok_or_else(unknown)?;
+    pass::check_time(&found, sky.now())?;
+    Ok(Caller::Installer(found))
 }
 
 /// Whether `caller` may make `call`.
@@ -131,7 +151,13 @@ pub(crate) async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let admitted = admit(&sky, &peer, matched.as_str(), &request);
+    let shown = identify(request.headers(), &peer, &sky.tokens);
+    let caller = match shown {
+        Ok(Shown::Caller(caller)) => Ok(caller),
+        Ok(Shown::Pass(hash)) => installer(&sky, &hash).await,
+        Err(problem) => Err(problem),
+    };
+    let admitted = caller.and_then(|caller| admit(caller, matched.as_str(), request.method()));
     let checked = match admitted {
         Ok((Caller::Unit(identity), call)) => {
             let address = peer.address.ip().to_string();
@@ -151,17 +177,11 @@ pub(crate) async fn guard(
     }
 }
 
-fn admit(
-    sky: &Sky,
-    peer: &Peer,
-    path: &str,
-    request: &Request,
-) -> Result<(Caller, &'static Call), Problem> {
-    let method = match *request.method() {
+fn admit(caller: Caller, path: &str, method: &Method) -> Result<(Caller, &'static Call), Problem> {
+    let method = match *method {
         Method::HEAD => "GET",
         ref method => method.as_str(),
     };
-    let caller = identify(request.headers(), peer, &sky.tokens)?;
     let call = CALLS
         .iter()
         .find(|call| call.path == path && call.method == method)
@@ -201,10 +221,18 @@ mod tests {
     fn a_wrong_token_is_not_saved_by_a_certificate() {
         let peer = peer(Some(UNIT));
         let identify = |headers| identify(&headers, &peer, &tokens());
-        assert!(matches!(identify(HeaderMap::new()), Ok(Caller::Unit(_))));
-        assert_eq!(identify(with_token("Bearer o")).unwrap(), Caller::Operator);
-        assert_eq!(identify(with_token("bearer v")).unwrap(), Caller::Vault);
-        for bad in ["Bearer x", "Bearer", "Basic o", "Bearer ", "o"] {
+        let known = |caller| Ok(Shown::Caller(caller));
+        let unit = identify(HeaderMap::new());
+        assert!(matches!(unit, Ok(Shown::Caller(Caller::Unit(_)))));
+        for (value, caller) in [("Bearer o", Caller::Operator), ("bearer v", Caller::Vault)] {
+            assert_eq!(identify(with_token(value)).map_err(|_| ()), known(caller));
+        }
+        // Not a token of ours, so at best the code of a pass.
+        for other in ["Bearer x", "Bearer "] {
+            let shown = identify(with_token(other));
+            assert!(matches!(shown, Ok(Shown::Pass(_))), "{other:?}");
+        }
+        for bad in ["Bearer", "Basic o", "o"] {
             let problem = identify(with_token(bad)).unwrap_err();
             assert_eq!(problem.kind(), Kind::Unauthorized, "{bad}");
         }
@@ -213,7 +241,19 @@ mod tests {
     #[test]
     fn nobody_may_call_what_is_not_for_them() {
         let unit = Caller::Unit(UNIT.parse().unwrap());
-        let callers = [Caller::Operator, Caller::Factory, Caller::Vault, unit];
+        let pass = PassRecord {
+            unit: "motivatit/houma-1".parse().unwrap(),
+            expires: jiff::Timestamp::UNIX_EPOCH,
+            created: jiff::Timestamp::UNIX_EPOCH,
+            used_by: None,
+        };
+        let callers = [
+            Caller::Operator,
+            Caller::Factory,
+            Caller::Vault,
+            unit,
+            Caller::Installer(pass),
+        ];
         for call in CALLS {
             for caller in &callers {
                 let listed = call.who.contains(&caller.who()) || call.who.contains(&Who::Anyone);

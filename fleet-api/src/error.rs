@@ -31,6 +31,8 @@ pub enum Kind {
     NotFound,
     /// The thing stands otherwise than the call assumes.
     Conflict,
+    /// Too much of it at once.
+    Busy,
     /// Our fault; the cause is in the log only.
     Internal,
 }
@@ -48,6 +50,7 @@ impl Kind {
             Self::Refused | Self::Fenced => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Conflict => StatusCode::CONFLICT,
+            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -63,6 +66,7 @@ impl Kind {
             Self::Fenced => "fenced",
             Self::NotFound => "not-found",
             Self::Conflict => "conflict",
+            Self::Busy => "busy",
             Self::Internal => "internal",
         }
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -11,8 +12,10 @@ use edge::exit::{Classify as _, Failure, Kind, hint};
 use jiff::Timestamp;
 use model::{Signer, TrustRoot};
 use tls::ca::Authority;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::app::stream::LISTENERS;
 use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::error::Problem;
@@ -58,6 +61,10 @@ pub struct Sky {
     /// Largest file of a release in bytes.
     pub largest_file: u64,
     pub(crate) tokens: Vec<TokenRecord>,
+    /// Seats of those who listen to a stream.
+    pub(crate) listeners: Arc<Semaphore>,
+    /// Check-ins that were taken.
+    pub(crate) check_ins: AtomicU64,
     lock: File,
     /// Cancelled when the process is to end: waiting calls then answer at once.
     pub stop: CancellationToken,
@@ -111,6 +118,8 @@ impl Sky {
             url: config.url.clone(),
             largest_file: config.largest_file,
             tokens,
+            listeners: Arc::new(Semaphore::new(LISTENERS)),
+            check_ins: AtomicU64::new(0),
             lock,
             stop,
             clock: edge::clock::now,

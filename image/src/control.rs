@@ -15,28 +15,6 @@ pub struct IndexEntry {
     pub sha256: Digest,
     /// The suite whose index this is.
     pub suite: String,
-    /// The stanza as it stands, without the empty line behind it.
-    pub stanza: String,
-}
-
-impl IndexEntry {
-    /// The name under which apt keeps the downloaded file.
-    pub fn file_name(&self) -> String {
-        let version = self.version.replace(':', "%3a");
-        format!("{}_{version}_{}.deb", self.package, self.architecture)
-    }
-
-    /// The stanza with another file path in it.
-    pub fn stanza_with_path(&self, path: &str) -> String {
-        let lines = self.stanza.lines().map(|line| {
-            if line.starts_with("Filename:") {
-                format!("Filename: {path}\n")
-            } else {
-                format!("{line}\n")
-            }
-        });
-        lines.collect()
-    }
 }
 
 /// Returns the first value of a field in a stanza.
@@ -64,7 +42,6 @@ pub fn parse_index(text: &str, suite: &str) -> Vec<IndexEntry> {
                 architecture: field(stanza, "Architecture")?.to_owned(),
                 sha256: field(stanza, "SHA256")?.parse().ok()?,
                 suite: suite.to_owned(),
-                stanza: stanza.to_owned(),
             })
         })
         .collect()
@@ -105,6 +82,34 @@ pub fn parse_simulation(text: &str) -> Vec<Planned> {
     planned
 }
 
+/// Reads what apt says about dependencies that cannot be satisfied: package and
+/// reason, each in one line.
+///
+/// ```text
+/// The following packages have unmet dependencies:
+///  foo : Depends: bar (>= 2) but it is not installable
+///        Depends: baz but it is not going to be installed
+/// ```
+pub fn parse_unmet(text: &str) -> Vec<(String, String)> {
+    let lines = text
+        .lines()
+        .skip_while(|line| !line.contains("unmet dependencies"))
+        .skip(1)
+        .take_while(|line| line.starts_with(' '));
+    let mut unmet: Vec<(String, String)> = Vec::new();
+    for line in lines {
+        let (package, reason) = match line.split_once(" : ") {
+            Some((package, reason)) => (package.trim().to_owned(), reason),
+            None => match unmet.last() {
+                Some((package, _)) => (package.clone(), line),
+                None => continue,
+            },
+        };
+        unmet.push((package, reason.trim().to_owned()));
+    }
+    unmet
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,10 +120,7 @@ mod tests {
     fn an_index_gives_its_complete_stanzas() {
         let entries = parse_index(INDEX, "trixie");
         assert_eq!(entries.len(), 1);
-        assert_eq!(entries[0].file_name(), "udev_1%3a257.13-1_amd64.deb");
-        let moved = entries[0].stanza_with_path("./x.deb");
-        assert!(moved.contains("Filename: ./x.deb\n") && moved.contains("\n libudev1\n"));
-        assert!(!moved.contains("pool/"));
+        assert_eq!(entries[0].version, "1:257.13-1");
     }
 
     #[test]
@@ -129,5 +131,16 @@ mod tests {
         assert_eq!(planned[0].package, "gcc-14-base");
         assert_eq!(planned[1].version, "2.41-12+deb13u4");
         assert_eq!(planned[2].architecture, "all");
+    }
+
+    #[test]
+    fn unmet_dependencies_are_named_with_their_package() {
+        let text = "Some packages could not be installed.\nThe following packages have unmet dependencies:\n foo : Depends: bar (>= 2) but it is not installable\n       Depends: baz but it is not going to be installed\n qux : Conflicts: foo\nE: Unable to correct problems\n";
+        let unmet = parse_unmet(text);
+        assert_eq!(unmet.len(), 3);
+        assert_eq!(unmet[1].0, "foo");
+        assert!(unmet[1].1.starts_with("Depends: baz"));
+        assert_eq!(unmet[2].0, "qux");
+        assert!(parse_unmet("fine\n").is_empty());
     }
 }

@@ -9,7 +9,7 @@ use std::fmt;
 
 use model::{Digest, ReleaseVersion};
 
-use crate::lock::{Lock, Part};
+use crate::lock::{self, Lock, Part};
 use crate::recipe::{FileContent, Initrd, Recipe};
 
 /// Which initrd or unified kernel image.
@@ -85,6 +85,8 @@ pub struct Facts {
     pub sources: BTreeMap<String, Digest>,
     /// SHA-256 of the trust root.
     pub trust_root: Digest,
+    /// SHA-256 of the certificate that kernel images are signed with, when they are.
+    pub secure_boot: Option<Digest>,
     /// Compression level of the segments.
     pub level: i32,
 }
@@ -96,6 +98,8 @@ pub struct Planned {
     pub step: Step,
     /// Digest of all that its output depends on.
     pub key: Digest,
+    /// The steps whose outputs it reads; they come before it in the plan.
+    pub needs: Vec<Step>,
 }
 
 /// The steps of a build in the order to run them.
@@ -138,15 +142,24 @@ fn code(step: &Step) -> &'static [&'static str] {
         ],
         Step::Root => &[
             include_str!("steps/root.rs"),
+            include_str!("steps/hook.rs"),
+            include_str!("owners.rs"),
             include_str!("steps/extension.rs"),
             include_str!("tree.rs"),
         ],
         Step::Verity => &[include_str!("steps/verity.rs")],
         Step::Uki(_) => &[include_str!("steps/uki.rs"), include_str!("uki.rs")],
-        Step::Component(_) => &[include_str!("steps/extension.rs"), include_str!("tree.rs")],
+        Step::Component(_) => &[
+            include_str!("steps/extension.rs"),
+            include_str!("steps/verity.rs"),
+            include_str!("tree.rs"),
+        ],
         Step::Segments => &[include_str!("segment.rs")],
     }
 }
+
+/// Rises when the cache keeps finished steps in another way.
+const CACHE_FORMAT: u64 = 2;
 
 /// Collects a step's inputs. Every field has its length in front, so that no
 /// two different lists of fields give the same bytes.
@@ -155,6 +168,7 @@ struct Key(Vec<u8>);
 impl Key {
     fn new(step: &Step) -> Self {
         let mut key = Self(Vec::new());
+        key.number(CACHE_FORMAT);
         key.text(&step.to_string());
         key.list(code(step));
         key
@@ -197,12 +211,12 @@ pub fn lock(recipe: &Recipe, index: &Digest) -> Planned {
     let step = Step::Lock;
     let mut key = Key::new(&step);
     key.digest(index);
-    key.list(&[&recipe.suite, &recipe.architecture, &recipe.kernel.package]);
-    key.list(&recipe.packages.install);
-    key.list(&recipe.packages.unpack);
-    key.list(&recipe.packages.tools);
-    let key = key.finish();
-    Planned { step, key }
+    key.digest(&lock::wishes(recipe));
+    Planned {
+        step,
+        key: key.finish(),
+        needs: Vec::new(),
+    }
 }
 
 /// Plans the unpacking of the build's tools.
@@ -210,8 +224,11 @@ pub fn tools(lock: &Lock) -> Planned {
     let step = Step::Tools;
     let mut key = Key::new(&step);
     key.packages(lock, Part::Tools);
-    let key = key.finish();
-    Planned { step, key }
+    Planned {
+        step,
+        key: key.finish(),
+        needs: Vec::new(),
+    }
 }
 
 /// Something that the recipe names and that was not found.
@@ -239,19 +256,20 @@ pub fn plan(recipe: &Recipe, facts: &Facts) -> Result<Plan, Missing> {
     let planned = self::tools(lock);
     let tools = planned.key;
     plan.steps.push(planned);
-    let mut add = |step: Step, key: Key| {
+    let mut add = |step: Step, key: Key, needs: &[Step]| {
         let key = key.finish();
-        plan.steps.push(Planned { step, key });
+        let needs = needs.to_vec();
+        plan.steps.push(Planned { step, key, needs });
         key
     };
 
     let mut key = Key::new(&Step::Packages);
     key.text(&lock.suite);
-    key.text(&lock.architecture);
+    key.text(lock.architecture.name());
     key.number(u64::from(recipe.source_date));
     key.list(&recipe.packages.install);
     key.packages(lock, Part::Root);
-    let packages = add(Step::Packages, key);
+    let packages = add(Step::Packages, key, &[]);
 
     let mut key = Key::new(&Step::Kernel);
     key.digest(&tools);
@@ -259,7 +277,7 @@ pub fn plan(recipe: &Recipe, facts: &Facts) -> Result<Plan, Missing> {
     key.list(&recipe.kernel.modules);
     key.list(&recipe.initrd.modules);
     key.list(&recipe.installer.modules);
-    let kernel = add(Step::Kernel, key);
+    let kernel = add(Step::Kernel, key, &[Step::Tools]);
 
     let mut initrds = Vec::new();
     for (system, initrd) in systems(recipe) {
@@ -278,7 +296,7 @@ pub fn plan(recipe: &Recipe, facts: &Facts) -> Result<Plan, Missing> {
             key.digest(&binary(init)?);
             key.digest(&facts.trust_root);
         }
-        initrds.push((system, initrd, add(step, key)));
+        initrds.push((system, initrd, add(step, key, &[Step::Tools, Step::Kernel])));
     }
 
     let mut key = Key::new(&Step::Root);
@@ -291,6 +309,8 @@ pub fn plan(recipe: &Recipe, facts: &Facts) -> Result<Plan, Missing> {
     key.text(&recipe.title);
     key.text(&facts.version.to_string());
     key.packages(lock, Part::Unpacked);
+    key.packages(lock, Part::Firmware);
+    key.list(&recipe.firmware.files);
     key.list(&recipe.packages.drop);
     key.list(&recipe.kernel.modules);
     for list in [&recipe.root.remove, &recipe.root.keep, &recipe.root.last] {
@@ -313,18 +333,25 @@ pub fn plan(recipe: &Recipe, facts: &Facts) -> Result<Plan, Missing> {
             FileContent::Source(path) => key.digest(&source(path)?),
         }
     }
+    for hook in &recipe.hooks {
+        key.text(&hook.name);
+        for path in hook.inputs.iter().chain([&hook.run]) {
+            key.digest(&source(path)?);
+        }
+    }
     for user in &recipe.users {
         key.list(&[&user.name, &user.home, &user.shell]);
         key.number(u64::from(user.id));
     }
     key.list(&recipe.units.enable);
     key.list(&recipe.units.mask);
-    let root = add(Step::Root, key);
+    let needs = [Step::Tools, Step::Packages, Step::Kernel];
+    let root = add(Step::Root, key, &needs);
 
     let mut key = Key::new(&Step::Verity);
     key.digest(&tools);
     key.digest(&root);
-    let verity = add(Step::Verity, key);
+    let verity = add(Step::Verity, key, &[Step::Tools, Step::Root]);
 
     for (system, initrd, initrd_key) in initrds {
         let step = Step::Uki(system);
@@ -335,14 +362,20 @@ pub fn plan(recipe: &Recipe, facts: &Facts) -> Result<Plan, Missing> {
         key.text(&recipe.name);
         key.text(&recipe.title);
         key.text(&facts.version.to_string());
+        let mut needs = vec![Step::Tools, Step::Kernel, Step::Initrd(system)];
         match system {
             System::Main => {
                 key.digest(&verity);
                 key.text(&recipe.kernel.command_line);
+                needs.push(Step::Verity);
             }
             System::Installer => key.text(&initrd.command_line),
         }
-        add(step, key);
+        if let Some(certificate) = &facts.secure_boot {
+            key.list(crate::signing::CODE);
+            key.digest(certificate);
+        }
+        add(step, key, &needs);
     }
 
     for (name, component) in &recipe.components {
@@ -351,6 +384,7 @@ pub fn plan(recipe: &Recipe, facts: &Facts) -> Result<Plan, Missing> {
         key.digest(&tools);
         key.number(u64::from(recipe.source_date));
         key.list(&[&recipe.name, &component.version]);
+        key.packages(lock, Part::Component(name.clone()));
         for name in &component.binaries {
             key.text(name);
             key.digest(&binary(name)?);
@@ -358,14 +392,14 @@ pub fn plan(recipe: &Recipe, facts: &Facts) -> Result<Plan, Missing> {
         for overlay in &component.overlays {
             key.digest(&source(overlay)?);
         }
-        add(step, key);
+        add(step, key, &[Step::Tools]);
     }
 
     let mut key = Key::new(&Step::Segments);
     key.digest(&root);
     key.digest(&verity);
     key.text(&facts.level.to_string());
-    add(Step::Segments, key);
+    add(Step::Segments, key, &[Step::Root, Step::Verity]);
     Ok(plan)
 }
 
@@ -402,23 +436,20 @@ binaries = ["leap-backup"]
 
     fn recipe(more: &str) -> Recipe {
         let text = format!("{RECIPE}{more}");
-        crate::recipe::load(Path::new("r.toml"), &|_| Ok(text.clone())).unwrap()
+        crate::recipe::load(Path::new("r.toml"), &[], &|_| Ok(text.clone())).unwrap()
     }
 
     fn facts(version: &str) -> Facts {
         let binary = |name: &str| (name.to_owned(), Digest::of(name.as_bytes()));
         Facts {
-            lock: Lock {
-                suite: "trixie".into(),
-                architecture: "amd64".into(),
-                packages: Vec::new(),
-            },
+            lock: Lock::of(&recipe(""), Vec::new()),
             version: version.parse().unwrap(),
             binaries: ["leap-updater", "leap-installer", "leap-backup"]
                 .map(binary)
                 .into(),
             sources: BTreeMap::new(),
             trust_root: Digest::of(b"trust"),
+            secure_boot: None,
             level: 10,
         }
     }
@@ -432,14 +463,38 @@ binaries = ["leap-backup"]
             .collect()
     }
 
+    /// Steps with what they read, and the beginnings of their keys without the
+    /// part that stands for our own source texts.
+    fn text(plan: &Plan) -> String {
+        let lines = plan.steps().iter().map(|planned| {
+            let needs: Vec<String> = planned.needs.iter().map(Step::to_string).collect();
+            format!("{}: {}\n", planned.step, needs.join(" ")).replace(": \n", "\n")
+        });
+        lines.collect()
+    }
+
     #[test]
-    fn the_plan_is_the_golden_one() {
+    fn the_plans_of_both_architectures_are_the_golden_ones() {
+        for (architecture, golden) in [
+            ("amd64", include_str!("plan.amd64.golden")),
+            ("arm64", include_str!("plan.arm64.golden")),
+        ] {
+            let text = RECIPE.replace("amd64", architecture);
+            let recipe = crate::recipe::load(Path::new("r.toml"), &[], &|_| Ok(text.clone()));
+            let plan = plan(&recipe.unwrap(), &facts("2026.11.1")).unwrap();
+            assert_eq!(self::text(&plan), golden, "{architecture}");
+        }
+    }
+
+    #[test]
+    fn a_step_comes_after_all_that_it_needs() {
         let plan = plan(&recipe(""), &facts("2026.11.1")).unwrap();
-        let steps: Vec<String> = plan.steps().iter().map(|p| p.step.to_string()).collect();
-        assert_eq!(
-            steps,
-            include_str!("plan.golden").lines().collect::<Vec<_>>()
-        );
+        for (place, planned) in plan.steps().iter().enumerate() {
+            for need in &planned.needs {
+                let before = plan.steps()[..place].iter().any(|p| p.step == *need);
+                assert!(before, "{} needs {need}", planned.step);
+            }
+        }
         // Pure: the same facts give the same keys.
         assert_eq!(plan, super::plan(&recipe(""), &facts("2026.11.1")).unwrap());
     }
@@ -473,6 +528,20 @@ binaries = ["leap-backup"]
         let more = "[[file]]\npath = \"/usr/lib/leapserv/health.d/90-refuse\"\ntext = \"x\"\n";
         let b = plan(&recipe(more), &facts("2026.11.1")).unwrap();
         assert_eq!(changed(&a, &b), ["root", "verity", "uki-main", "segments"]);
+    }
+
+    #[test]
+    fn another_secure_boot_key_touches_what_the_firmware_starts_alone() {
+        let signed_by = |key: &[u8]| Facts {
+            secure_boot: Some(Digest::of(key)),
+            ..facts("2026.11.1")
+        };
+        let unsigned = plan(&recipe(""), &facts("2026.11.1")).unwrap();
+        let one = plan(&recipe(""), &signed_by(b"one")).unwrap();
+        let two = plan(&recipe(""), &signed_by(b"two")).unwrap();
+        for (a, b) in [(&unsigned, &one), (&one, &two)] {
+            assert_eq!(changed(a, b), ["uki-main", "uki-installer"]);
+        }
     }
 
     #[test]

@@ -2,16 +2,21 @@
 //!
 //! A recipe that `extends` another one starts from it: single values replace
 //! the base's, lists are appended to the base's lists. Unknown keys are
-//! refused, and every message names file, line and column.
+//! refused, and every message names file, line and column. Profiles are
+//! variants in the same files, laid over the recipe when they are asked for.
+
+mod load;
+mod raw;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use jiff::Timestamp;
-use model::ReleaseVersion;
+use model::{Architecture, ReleaseVersion};
+use schemars::JsonSchema;
 use serde::Deserialize;
-use toml::Spanned;
+
+pub use load::{ReadFile, load};
 
 /// Where and why a recipe is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,14 +51,18 @@ impl fmt::Display for Place {
 /// A complete recipe with all that it extends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipe {
+    /// The file that was asked for.
+    pub file: PathBuf,
+    /// The profiles that were laid over it.
+    pub asked: Vec<String>,
     /// The operating system's identifier, `leapserv`.
     pub name: String,
     /// What a person reads at boot.
     pub title: String,
     /// The release's version, where the recipe has one.
     pub version: Option<ReleaseVersion>,
-    /// CPU architecture in Debian's word.
-    pub architecture: String,
+    /// CPU architecture.
+    pub architecture: Architecture,
     /// Debian's suite.
     pub suite: String,
     /// The time that every file of the release carries, in Unix seconds.
@@ -62,6 +71,8 @@ pub struct Recipe {
     pub tries: u8,
     /// Debian packages.
     pub packages: Packages,
+    /// Firmware for devices.
+    pub firmware: Firmware,
     /// The root file system.
     pub root: Root,
     /// Single files of the root.
@@ -70,6 +81,8 @@ pub struct Recipe {
     pub users: Vec<User>,
     /// systemd units of the root.
     pub units: Units,
+    /// Programs of the build host that make files of the root.
+    pub hooks: Vec<Hook>,
     /// The kernel.
     pub kernel: Kernel,
     /// The operating system's initrd.
@@ -80,11 +93,16 @@ pub struct Recipe {
     pub components: BTreeMap<String, Component>,
     /// Size limits in bytes by output: `root`, `uki`, `installer`, `download`.
     pub budget: BTreeMap<String, u64>,
+    /// Where the recipe names each package, `FILE:LINE:COLUMN`: for messages
+    /// about what only the package indexes know.
+    pub places: BTreeMap<String, String>,
 }
 
 /// Debian packages of a recipe.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Packages {
+    /// Areas of Debian's archive besides `main`.
+    pub areas: Vec<String>,
     /// Installed into the root with their dependencies.
     pub install: Vec<String>,
     /// Unpacked into the root without dependencies and without running their scripts.
@@ -93,6 +111,26 @@ pub struct Packages {
     pub drop: Vec<String>,
     /// Tools of the build, and the source of the initrds' programs.
     pub tools: Vec<String>,
+}
+
+/// Firmware of a recipe.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Firmware {
+    /// Packages that hold it.
+    pub packages: Vec<String>,
+    /// Patterns of paths below `/usr/lib/firmware` to keep.
+    pub files: Vec<String>,
+}
+
+/// A program of the build host that makes files of the root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hook {
+    /// Its name in messages.
+    pub name: String,
+    /// The program.
+    pub run: PathBuf,
+    /// What it reads besides.
+    pub inputs: Vec<PathBuf>,
 }
 
 /// The root file system of a recipe.
@@ -135,7 +173,7 @@ pub enum FileContent {
 }
 
 /// A user of the root file system.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct User {
     /// Name.
@@ -149,7 +187,7 @@ pub struct User {
 }
 
 /// systemd units of a recipe.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Units {
     /// Units to start at boot, as their `[Install]` sections say. All others
@@ -196,201 +234,11 @@ pub struct Component {
     pub binaries: Vec<String>,
     /// Folders laid into it.
     pub overlays: Vec<PathBuf>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Raw {
-    extends: Option<Spanned<String>>,
-    name: Option<String>,
-    title: Option<String>,
-    version: Option<Spanned<String>>,
-    architecture: Option<Spanned<String>>,
-    suite: Option<String>,
-    source_date: Option<Spanned<String>>,
-    tries: Option<u8>,
-    #[serde(default)]
-    packages: RawPackages,
-    #[serde(default)]
-    root: RawRoot,
-    #[serde(default)]
-    file: Vec<Spanned<RawFile>>,
-    #[serde(default)]
-    user: Vec<User>,
-    #[serde(default)]
-    units: Units,
-    #[serde(default)]
-    kernel: RawKernel,
-    #[serde(default)]
-    initrd: RawInitrd,
-    #[serde(default)]
-    installer: RawInitrd,
-    #[serde(default)]
-    component: BTreeMap<String, RawComponent>,
-    #[serde(default)]
-    budget: BTreeMap<String, Spanned<String>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct RawPackages {
-    install: Vec<Spanned<String>>,
-    unpack: Vec<Spanned<String>>,
-    drop: Vec<Spanned<String>>,
-    tools: Vec<Spanned<String>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct RawRoot {
-    overlays: Vec<Spanned<String>>,
-    binaries: Vec<String>,
-    remove: Vec<String>,
-    keep: Vec<String>,
-    last: Vec<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct RawFile {
-    path: String,
-    mode: Option<String>,
-    text: Option<String>,
-    source: Option<String>,
-    link: Option<String>,
-    directory: bool,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct RawKernel {
-    package: Option<String>,
-    modules: Vec<String>,
-    command_line: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct RawInitrd {
-    overlays: Vec<Spanned<String>>,
-    programs: Vec<String>,
-    init: Option<String>,
-    modules: Vec<String>,
-    load: Vec<String>,
-    command_line: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct RawComponent {
-    version: Option<String>,
-    binaries: Vec<String>,
-    overlays: Vec<Spanned<String>>,
-}
-
-/// Architectures that recipes may name.
-const ARCHITECTURES: [&str; 2] = ["amd64", "arm64"];
-/// Outputs that a budget may limit.
-const BUDGETS: [&str; 4] = ["root", "uki", "installer", "download"];
-
-/// Reads files for [`load`]; a test reads them from memory.
-pub type ReadFile<'a> = &'a dyn Fn(&Path) -> Result<String, String>;
-
-/// Loads a recipe and all that it extends.
-///
-/// # Errors
-/// The first mistake that is found, with its place.
-pub fn load(path: &Path, read: ReadFile<'_>) -> Result<Recipe, RecipeError> {
-    let mut recipe = Recipe::empty();
-    let mut chain = vec![parse(path, read)?];
-    while let Some(extends) = chain.last().and_then(Source::extends) {
-        let (source, base) = (chain.last().expect("it is not empty"), extends);
-        let path = source.folder.join(base.get_ref());
-        if let Some(round) = chain.iter().position(|source| source.path == path) {
-            let names: Vec<String> = chain[round..].iter().map(|s| s.name.clone()).collect();
-            return Err(source.error(
-                base.span().start,
-                format!(
-                    "extends: goes round in a circle through {}",
-                    names.join(", ")
-                ),
-                None,
-            ));
-        }
-        let base = match read(&path) {
-            Ok(_) => parse(&path, read)?,
-            Err(problem) => {
-                return Err(source.error(
-                    base.span().start,
-                    format!("extends: {}: {problem}", path.display()),
-                    None,
-                ));
-            }
-        };
-        chain.push(base);
-    }
-    let path = chain[0].name.clone();
-    for source in chain.into_iter().rev() {
-        source.apply(&mut recipe)?;
-    }
-    recipe.complete(&path)?;
-    Ok(recipe)
-}
-
-struct Source {
-    path: PathBuf,
-    name: String,
-    folder: PathBuf,
-    text: String,
-    raw: Raw,
-}
-
-fn parse(path: &Path, read: ReadFile<'_>) -> Result<Source, RecipeError> {
-    let name = path.display().to_string();
-    let text = read(path).map_err(|problem| RecipeError {
-        file: name.clone(),
-        place: Place(None),
-        problem,
-        hint: None,
-    })?;
-    let raw: Raw = toml::from_str(&text).map_err(|error| {
-        let (problem, hint) = explain(error.message());
-        RecipeError {
-            file: name.clone(),
-            place: Place(error.span().map(|span| place(&text, span.start))),
-            problem,
-            hint,
-        }
-    })?;
-    let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-    Ok(Source {
-        path: path.to_owned(),
-        name,
-        folder,
-        text,
-        raw,
-    })
-}
-
-fn place(text: &str, at: usize) -> (usize, usize) {
-    let before = &text[..at.min(text.len())];
-    let line = before.matches('\n').count() + 1;
-    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-    (line, column)
-}
-
-/// Turns the parser's message into ours: an unknown key gets the nearest known one.
-fn explain(message: &str) -> (String, Option<String>) {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    if let (true, Some(key)) = (message.starts_with("unknown field"), quoted.next()) {
-        let known: Vec<&str> = quoted.collect();
-        let hint = match nearest(key, known.iter().copied()) {
-            Some(nearest) => format!("did you mean {nearest:?}?"),
-            None => format!("expected one of {}", known.join(", ")),
-        };
-        return (format!("unknown key {key:?}"), Some(hint));
-    }
-    (message.trim_end_matches('\n').replace('\n', "; "), None)
+    /// Debian packages whose files below `/usr` it brings, with all that they
+    /// need and the root has not.
+    pub packages: Vec<String>,
+    /// Only in releases of one of these profiles, or in all when there is none.
+    profiles: Vec<String>,
 }
 
 /// Returns the word that is most like `word`, if one is like it at all.
@@ -400,191 +248,6 @@ pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&
         .filter(|(distance, candidate)| *distance <= 1 + candidate.len().max(word.len()) / 4)
         .min()
         .map(|(_, candidate)| candidate)
-}
-
-impl Source {
-    fn extends(&self) -> Option<&Spanned<String>> {
-        self.raw.extends.as_ref()
-    }
-
-    fn error(&self, at: usize, problem: String, hint: Option<String>) -> RecipeError {
-        RecipeError {
-            file: self.name.clone(),
-            place: Place(Some(place(&self.text, at))),
-            problem,
-            hint,
-        }
-    }
-
-    /// Lays this file's values over `recipe`.
-    fn apply(self, recipe: &mut Recipe) -> Result<(), RecipeError> {
-        let set = |to: &mut String, from: &Option<String>| {
-            if let Some(value) = from {
-                to.clone_from(value);
-            }
-        };
-        let raw = &self.raw;
-        set(&mut recipe.name, &raw.name);
-        set(&mut recipe.title, &raw.title);
-        set(&mut recipe.suite, &raw.suite);
-        if let Some(version) = &raw.version {
-            let parsed = version.get_ref().parse().map_err(|error| {
-                self.error(version.span().start, format!("version: {error}"), None)
-            })?;
-            recipe.version = Some(parsed);
-        }
-        if let Some(architecture) = &raw.architecture {
-            if !ARCHITECTURES.contains(&architecture.get_ref().as_str()) {
-                return Err(self.error(
-                    architecture.span().start,
-                    format!("architecture: {:?}", architecture.get_ref()),
-                    Some(format!("expected one of {}", ARCHITECTURES.join(", "))),
-                ));
-            }
-            recipe.architecture.clone_from(architecture.get_ref());
-        }
-        if let Some(date) = &raw.source_date {
-            recipe.source_date = self.source_date(date)?;
-        }
-        recipe.tries = raw.tries.unwrap_or(recipe.tries);
-        let lists = [
-            (&mut recipe.packages.install, &raw.packages.install),
-            (&mut recipe.packages.unpack, &raw.packages.unpack),
-            (&mut recipe.packages.drop, &raw.packages.drop),
-            (&mut recipe.packages.tools, &raw.packages.tools),
-        ];
-        for (to, from) in lists {
-            for package in from {
-                self.check_package(package)?;
-                to.push(package.get_ref().clone());
-            }
-        }
-        let overlays = |list: &[Spanned<String>]| -> Vec<PathBuf> {
-            let paths = list.iter().map(|path| self.folder.join(path.get_ref()));
-            paths.collect()
-        };
-        let Root {
-            overlays: root_overlays,
-            binaries,
-            remove,
-            keep,
-            last,
-        } = &mut recipe.root;
-        root_overlays.extend(overlays(&raw.root.overlays));
-        binaries.extend_from_slice(&raw.root.binaries);
-        remove.extend_from_slice(&raw.root.remove);
-        keep.extend_from_slice(&raw.root.keep);
-        last.extend_from_slice(&raw.root.last);
-        for file in &raw.file {
-            recipe.files.push(self.file(file)?);
-        }
-        recipe.users.extend_from_slice(&raw.user);
-        recipe.units.enable.extend_from_slice(&raw.units.enable);
-        recipe.units.mask.extend_from_slice(&raw.units.mask);
-        set(&mut recipe.kernel.package, &raw.kernel.package);
-        set(&mut recipe.kernel.command_line, &raw.kernel.command_line);
-        recipe.kernel.modules.extend_from_slice(&raw.kernel.modules);
-        for (to, from) in [
-            (&mut recipe.initrd, &raw.initrd),
-            (&mut recipe.installer, &raw.installer),
-        ] {
-            to.overlays.extend(overlays(&from.overlays));
-            to.programs.extend_from_slice(&from.programs);
-            to.modules.extend_from_slice(&from.modules);
-            to.load.extend_from_slice(&from.load);
-            to.init = from.init.clone().or(to.init.take());
-            set(&mut to.command_line, &from.command_line);
-        }
-        for (name, from) in &raw.component {
-            let to = recipe.components.entry(name.clone()).or_default();
-            set(&mut to.version, &from.version);
-            to.binaries.extend_from_slice(&from.binaries);
-            to.overlays.extend(overlays(&from.overlays));
-        }
-        for (output, limit) in &raw.budget {
-            let at = limit.span().start;
-            if !BUDGETS.contains(&output.as_str()) {
-                let hint = nearest(output, BUDGETS.into_iter())
-                    .map(|known| format!("did you mean {known:?}?"));
-                return Err(self.error(at, format!("budget: unknown output {output:?}"), hint));
-            }
-            let Some(bytes) = parse_size(limit.get_ref()) else {
-                let problem = format!("budget.{output}: {:?} is not a size", limit.get_ref());
-                return Err(self.error(at, problem, Some("write it like \"250M\"".to_owned())));
-            };
-            recipe.budget.insert(output.clone(), bytes);
-        }
-        Ok(())
-    }
-
-    fn source_date(&self, date: &Spanned<String>) -> Result<u32, RecipeError> {
-        let bad = |problem: String| {
-            self.error(
-                date.span().start,
-                format!("source-date: {problem}"),
-                Some("write it like \"2026-11-01T00:00:00Z\"".to_owned()),
-            )
-        };
-        let time: Timestamp = date
-            .get_ref()
-            .parse()
-            .map_err(|error: jiff::Error| bad(error.to_string()))?;
-        u32::try_from(time.as_second()).map_err(|_| bad("expected a time after 1970".to_owned()))
-    }
-
-    fn check_package(&self, package: &Spanned<String>) -> Result<(), RecipeError> {
-        let name = package.get_ref();
-        let fits = name.len() > 1
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b));
-        if fits {
-            return Ok(());
-        }
-        Err(self.error(
-            package.span().start,
-            format!("package {name:?}: expected a Debian package's name"),
-            None,
-        ))
-    }
-
-    fn file(&self, file: &Spanned<RawFile>) -> Result<FileSpec, RecipeError> {
-        let at = file.span().start;
-        let bad = |problem: &str| self.error(at, format!("file: {problem}"), None);
-        let RawFile {
-            path,
-            mode,
-            text,
-            source,
-            link,
-            directory,
-        } = file.get_ref();
-        if !path.starts_with('/') || path.ends_with('/') || path.split('/').any(|p| p == "..") {
-            return Err(bad(&format!(
-                "path {path:?}: expected an absolute path of a file"
-            )));
-        }
-        let content = match (text, source, link, directory) {
-            (Some(text), None, None, false) => FileContent::Text(text.clone()),
-            (None, Some(source), None, false) => FileContent::Source(self.folder.join(source)),
-            (None, None, Some(link), false) => FileContent::Link(link.clone()),
-            (None, None, None, true) => FileContent::Directory,
-            _ => return Err(bad("expected exactly one of text, source, link, directory")),
-        };
-        let default = if *directory { 0o755 } else { 0o644 };
-        let mode = match mode {
-            None => default,
-            Some(mode) => u32::from_str_radix(mode, 8)
-                .ok()
-                .filter(|mode| *mode <= 0o7777)
-                .ok_or_else(|| bad(&format!("mode {mode:?}: expected it like \"0755\"")))?,
-        };
-        Ok(FileSpec {
-            path: path.clone(),
-            mode,
-            content,
-        })
-    }
 }
 
 /// Reads a size like `250M` or `8G` in powers of 1024.
@@ -601,34 +264,45 @@ pub fn parse_size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
+/// The JSON Schema of a recipe's file.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(raw::Raw).to_value()
+}
+
 impl Recipe {
     fn empty() -> Self {
         Self {
+            file: PathBuf::new(),
+            asked: Vec::new(),
             name: String::new(),
             title: String::new(),
             version: None,
-            architecture: String::new(),
+            // Until `complete` has seen that the recipe names one.
+            architecture: Architecture::OURS,
             suite: String::new(),
             source_date: 0,
             tries: 3,
             packages: Packages::default(),
+            firmware: Firmware::default(),
             root: Root::default(),
             files: Vec::new(),
             users: Vec::new(),
             units: Units::default(),
+            hooks: Vec::new(),
             kernel: Kernel::default(),
             initrd: Initrd::default(),
             installer: Initrd::default(),
             components: BTreeMap::new(),
             budget: BTreeMap::new(),
+            places: BTreeMap::new(),
         }
     }
 
-    /// Checks that nothing is missing.
-    fn complete(&self, file: &str) -> Result<(), RecipeError> {
+    /// Checks that nothing is missing. `architecture` is what the recipe names.
+    fn complete(&self, file: &str, architecture: Option<Architecture>) -> Result<(), RecipeError> {
         let required = [
             ("name", self.name.is_empty()),
-            ("architecture", self.architecture.is_empty()),
+            ("architecture", architecture.is_none()),
             ("suite", self.suite.is_empty()),
             ("source-date", self.source_date == 0),
             ("packages.install", self.packages.install.is_empty()),
@@ -651,6 +325,8 @@ impl Recipe {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     const BASE: &str = r#"
@@ -674,7 +350,7 @@ modules = ["erofs"]
                 .map(|(_, text)| (*text).to_owned())
                 .ok_or_else(|| "no such file".to_owned())
         };
-        load(Path::new(files[0].0), &read)
+        load(Path::new(files[0].0), &[], &read)
     }
 
     fn refused(text: &str) -> String {
@@ -702,12 +378,12 @@ modules = ["erofs"]
             assert!(!text.contains("://"), "{}", path.display());
             Ok(text)
         };
-        let recipe = load(&folder.join("leapserv.toml"), &read).unwrap();
+        let recipe = load(&folder.join("leapserv.toml"), &["debug".to_owned()], &read).unwrap();
         for overlay in recipe.root.overlays.iter().chain(&recipe.initrd.overlays) {
             assert!(overlay.is_dir(), "{}", overlay.display());
         }
         assert_eq!(recipe.installer.init.as_deref(), Some("leap-installer"));
-        let refusing = load(&folder.join("refusing.toml"), &read).unwrap();
+        let refusing = load(&folder.join("refusing.toml"), &[], &read).unwrap();
         assert_eq!(refusing.files.last().unwrap().mode, 0o755);
     }
 
@@ -775,6 +451,59 @@ modules = ["erofs"]
             message.starts_with("x.toml:1:11: extends: bse.toml"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_profile_is_laid_over_the_recipe_and_chooses_components() {
+        let top = "extends = \"base.toml\"\n[component.backup]\nversion = \"1\"\nprofiles = [\"backup\"]\n[profile.debug]\ntitle = \"Debug\"\n[profile.debug.packages]\ninstall = [\"strace\"]\n";
+        let load = |profiles: &[&str]| {
+            let profiles: Vec<String> = profiles.iter().map(|p| (*p).to_owned()).collect();
+            let read = |path: &Path| {
+                Ok(if path == Path::new("x.toml") {
+                    top.to_owned()
+                } else {
+                    BASE.to_owned()
+                })
+            };
+            super::load(Path::new("x.toml"), &profiles, &read)
+        };
+        let plain = load(&[]).unwrap();
+        assert_eq!(plain.packages.install, ["systemd"]);
+        assert!(plain.components.is_empty());
+        let both = load(&["debug", "backup"]).unwrap();
+        assert_eq!(both.packages.install, ["systemd", "strace"]);
+        assert_eq!(both.title, "Debug");
+        assert_eq!(both.places["strace"], "x.toml:8:12");
+        assert_eq!(both.places["systemd"], "base.toml:7:12");
+        assert!(both.components.contains_key("backup"));
+        let error = load(&["debag"]).unwrap_err();
+        assert_eq!(error.hint(), Some("did you mean \"debug\"?"));
+    }
+
+    #[test]
+    fn a_profile_extends_nothing_and_has_no_profiles() {
+        let message = refused("[profile.x]\nextends = \"base.toml\"\n");
+        assert!(message.starts_with("x.toml:2:11: profile.x:"), "{message}");
+        let message = refused("[profile.x.profile.y]\nname = \"z\"\n");
+        assert!(message.contains("no profiles of its own"), "{message}");
+    }
+
+    #[test]
+    fn the_schema_knows_every_key_with_its_meaning() {
+        let schema = schema();
+        let properties = &schema["properties"];
+        for key in [
+            "extends",
+            "source-date",
+            "packages",
+            "component",
+            "profile",
+            "hook",
+        ] {
+            let description = &properties[key]["description"];
+            assert!(description.is_string(), "{key}: {}", properties[key]);
+        }
+        assert_eq!(schema["additionalProperties"], false);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What a build tells while it runs: each step with its seconds.
 
-use std::io::Write as _;
+use std::sync::Mutex;
 use std::time::Instant;
 
-use edge::progress::Bar;
+use edge::progress::{Bar, Group};
 use serde::Serialize;
 
 /// How a step came to its output.
@@ -27,10 +27,12 @@ pub struct Done {
     pub seconds: f64,
 }
 
-/// Tells a person on standard error, and keeps the list for `--json`.
+/// Tells a person on standard error, and keeps the list for `--json`. Steps may
+/// run at the same time.
 #[derive(Debug, Default)]
 pub struct Report {
-    done: Vec<Done>,
+    bars: Group,
+    done: Mutex<Vec<Done>>,
 }
 
 impl Report {
@@ -39,9 +41,15 @@ impl Report {
         Self::default()
     }
 
-    /// The finished steps in order.
-    pub fn steps(&self) -> &[Done] {
-        &self.done
+    /// The finished steps in the order in which they ended.
+    pub fn steps(&self) -> Vec<Done> {
+        self.list().clone()
+    }
+
+    fn list(&self) -> std::sync::MutexGuard<'_, Vec<Done>> {
+        self.done
+            .lock()
+            .expect("nothing panics while it holds the list")
     }
 
     /// Runs one step; `work` says whether it made its output or found it.
@@ -49,12 +57,12 @@ impl Report {
     /// # Errors
     /// Those of `work`.
     pub fn step<T>(
-        &mut self,
+        &self,
         name: &str,
         work: impl FnOnce(&Bar) -> anyhow::Result<(T, Origin)>,
     ) -> anyhow::Result<T> {
         let start = Instant::now();
-        let bar = Bar::spinner(name);
+        let bar = self.bars.spinner(name);
         let result = work(&bar);
         bar.finish();
         let (value, origin) = result?;
@@ -63,18 +71,12 @@ impl Report {
             Origin::Made => format!("{seconds:6.1} s"),
             Origin::Cached => "  cached".to_owned(),
         };
-        self.tell(&format!("  {name:22} {end}"));
-        self.done.push(Done {
+        self.bars.tell(&format!("  {name:22} {end}"));
+        self.list().push(Done {
             step: name.to_owned(),
             origin,
             seconds,
         });
         Ok(value)
-    }
-
-    /// Prints a line for a person.
-    pub fn tell(&self, line: &str) {
-        // A closed standard error is no reason to stop a build.
-        let _ = writeln!(std::io::stderr(), "{line}");
     }
 }

@@ -3,6 +3,10 @@
 //! No mirror is named in this repository: recipes name a suite, and the
 //! addresses come from apt's configuration on the machine that builds.
 
+use std::path::PathBuf;
+
+use model::Architecture;
+
 /// Where packages are fetched from. Hosts stay in here: no output of a build
 /// names one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -11,6 +15,8 @@ pub struct Mirrors {
     pub archive: Vec<String>,
     /// Base addresses of the archive of security updates.
     pub security: Vec<String>,
+    /// Folder of the keyrings that sign their indexes; Debian's own when there is none.
+    pub keyrings: Option<PathBuf>,
 }
 
 impl Mirrors {
@@ -36,15 +42,18 @@ impl Mirrors {
         Self {
             archive: vec![base.to_owned()],
             security: vec![format!("{security}/debian-security")],
+            keyrings: None,
         }
     }
 
-    /// Returns apt source lines for `suite` with its updates and security fixes.
-    pub fn lines(&self, suite: &str, architecture: &str) -> String {
+    /// Returns apt source lines for `suite` with its updates and security fixes,
+    /// of `main` and further `areas` of the archive.
+    pub fn lines(&self, suite: &str, architecture: Architecture, areas: &[String]) -> String {
+        let areas: String = areas.iter().map(|area| format!(" {area}")).collect();
         let mut lines = String::new();
         let mut add = |address: &str, suite: &str| {
             lines.push_str(&format!(
-                "deb [arch={architecture}] {address} {suite} main\n"
+                "deb [arch={architecture}] {address} {suite} main{areas}\n"
             ));
         };
         for address in &self.archive {
@@ -195,13 +204,17 @@ mod tests {
         let mirrors = Mirrors {
             archive: vec!["http://m.example/debian".into()],
             security: vec!["http://m.example/debian-security".into()],
+            keyrings: None,
         };
         assert_eq!(
-            mirrors.lines("trixie", "amd64"),
+            mirrors.lines("trixie", Architecture::Amd64, &[]),
             "deb [arch=amd64] http://m.example/debian trixie main\n\
              deb [arch=amd64] http://m.example/debian trixie-updates main\n\
              deb [arch=amd64] http://m.example/debian-security trixie-security main\n"
         );
+        let areas = ["non-free-firmware".to_owned()];
+        let lines = mirrors.lines("trixie", Architecture::Amd64, &areas);
+        assert!(lines.contains("trixie-updates main non-free-firmware\n"));
     }
 
     #[test]

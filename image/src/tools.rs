@@ -8,15 +8,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use edge::runner::Tool;
+use model::Architecture;
 
 use crate::elf;
 use crate::tree::{Kind, Node, Tree};
 
 /// Folders of libraries, in the order in which the loader looks into them.
-fn library_folders(architecture: &str) -> [String; 2] {
+fn library_folders(architecture: Architecture) -> [String; 2] {
     let triplet = match architecture {
-        "arm64" => "aarch64-linux-gnu",
-        _ => "x86_64-linux-gnu",
+        Architecture::Amd64 => "x86_64-linux-gnu",
+        Architecture::Arm64 => "aarch64-linux-gnu",
     };
     [format!("usr/lib/{triplet}"), "usr/lib".to_owned()]
 }
@@ -26,7 +27,7 @@ fn library_folders(architecture: &str) -> [String; 2] {
 pub struct Tools {
     folder: PathBuf,
     tree: Tree,
-    architecture: String,
+    architecture: Architecture,
 }
 
 impl Tools {
@@ -34,13 +35,13 @@ impl Tools {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn open(folder: &Path, architecture: &str) -> anyhow::Result<Self> {
+    pub fn open(folder: &Path, architecture: Architecture) -> anyhow::Result<Self> {
         let mut tree = Tree::new();
         tree.add_folder(folder).context("read the tools' folder")?;
         Ok(Self {
             folder: folder.to_owned(),
             tree,
-            architecture: architecture.to_owned(),
+            architecture,
         })
     }
 
@@ -56,7 +57,7 @@ impl Tools {
     pub fn tool(&self, program: &str) -> anyhow::Result<Tool> {
         let path = find_program(&self.tree, program)
             .with_context(|| format!("{program}: in none of the packages in packages.tools"))?;
-        let folders = library_folders(&self.architecture);
+        let folders = library_folders(self.architecture);
         let libraries: Vec<String> = folders
             .iter()
             .map(|folder| self.folder.join(folder).display().to_string())
@@ -94,7 +95,7 @@ pub fn copy_program(
     from: &Tree,
     to: &mut Tree,
     program: &str,
-    architecture: &str,
+    architecture: Architecture,
 ) -> anyhow::Result<()> {
     let path = if program.contains('/') {
         program.trim_start_matches('/').to_owned()
@@ -114,7 +115,7 @@ pub fn copy_libraries(
     from: &Tree,
     to: &mut Tree,
     bytes: &[u8],
-    architecture: &str,
+    architecture: Architecture,
 ) -> anyhow::Result<()> {
     let Some(needs) = elf::needs(bytes) else {
         return Ok(());
@@ -176,7 +177,7 @@ mod tests {
             );
         }
         let mut to = Tree::new();
-        copy_program(&from, &mut to, "us", "amd64").unwrap();
+        copy_program(&from, &mut to, "us", Architecture::Amd64).unwrap();
         assert!(to.read("usr/bin/us").is_ok());
         assert_eq!(to.read(&loader).unwrap(), b"loader");
         for name in &needs.libraries {
@@ -188,9 +189,25 @@ mod tests {
         // Where /usr/sbin is a link to /usr/bin, no link to itself is made.
         from.put_file("usr/sbin/there", 0o755, from.read("usr/bin/us").unwrap());
         to.put_link("usr/sbin", "bin");
-        copy_program(&from, &mut to, "there", "amd64").unwrap();
+        copy_program(&from, &mut to, "there", Architecture::Amd64).unwrap();
         assert!(to.read("usr/bin/there").is_ok());
-        let missing = copy_program(&from, &mut to, "them", "amd64").unwrap_err();
+        let missing = copy_program(&from, &mut to, "them", Architecture::Amd64).unwrap_err();
         assert!(missing.to_string().starts_with("them:"), "{missing}");
+    }
+
+    #[test]
+    fn libraries_and_boot_files_have_the_architectures_own_names() {
+        let names = Architecture::ALL.map(|architecture| {
+            let [first, second] = library_folders(architecture);
+            let firmware = crate::steps::uki::firmware_name(architecture);
+            format!("{first} {second} systemd-boot{firmware}.efi")
+        });
+        assert_eq!(
+            names,
+            [
+                "usr/lib/x86_64-linux-gnu usr/lib systemd-bootx64.efi",
+                "usr/lib/aarch64-linux-gnu usr/lib systemd-bootaa64.efi",
+            ]
+        );
     }
 }

@@ -290,6 +290,12 @@ impl Tree {
         }
     }
 
+    /// Returns the path under which the tree keeps what is at `path`, whether
+    /// or not there is anything.
+    pub fn place(&self, path: &str) -> String {
+        self.resolve_parent(&clean(path))
+    }
+
     /// Returns the node at `path`, which may lead through links to directories.
     pub fn get(&self, path: &str) -> Option<&Node> {
         self.nodes.get(&self.resolve_parent(&clean(path)))

@@ -38,6 +38,8 @@
 //! | `GET /v1/fences` | vault (bearer token) | → [`Fences`] |
 //! | `POST /v1/fences/attempts` | vault | [`FenceAttempt`] → [`Accepted`] |
 //! | `GET /v1/events?after=N&wait=SECONDS` | operator | → `Vec<Event>` |
+//! | `GET /v1/events/stream?after=N&machines=true` | operator | → server-sent events: [`Event`] and [`MachineView`] |
+//! | `GET /v1/metrics` | operator | → Prometheus' text format |
 //!
 //! An error is an [`ApiError`] with a 4xx or 5xx status.
 //!
@@ -52,9 +54,11 @@ use serde::{Deserialize, Serialize};
 use crate::backup::BackupStatus;
 use crate::command::{CommandReport, UnitCommand};
 use crate::configuration::Configuration;
-use crate::id::{CustomerName, DeviceIdentity, Incarnation, MacAddr, ReleaseVersion, UnitName};
+use crate::id::{
+    CustomerName, DeviceIdentity, HexBytes, Incarnation, MacAddr, ReleaseVersion, UnitName,
+};
 use crate::machine::{DeviceKeys, MachineCode, MachineFacts};
-use crate::release::ChannelPointer;
+use crate::release::{ChannelPointer, is_first};
 use crate::secrets::SealedSecrets;
 use crate::ticket::BirthTicket;
 use crate::trust::Signed;
@@ -68,7 +72,7 @@ pub struct Accepted {}
 #[error("{message}")]
 pub struct ApiError {
     /// A stable word for programs: `not-found`, `conflict`, `fenced`, `refused`,
-    /// `unauthorized`, `bad-request`, `internal`.
+    /// `unauthorized`, `bad-request`, `busy`, `internal`.
     pub code: String,
     /// One line for people.
     pub message: String,
@@ -197,6 +201,9 @@ pub struct MachineView {
     pub state: MachineState,
     /// The unit, once there is a ticket.
     pub unit: Option<UnitName>,
+    /// The unit whose one-time code it came with; none behind a factory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pass: Option<UnitName>,
     /// The last progress told.
     pub progress: Option<Progress>,
     /// When it was first seen.
@@ -236,7 +243,21 @@ pub enum Verdict {
     Install {
         /// The permission.
         ticket: Signed<BirthTicket>,
+        /// For a machine whose keys are in a TPM: what to open for its proof.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        credential: Option<Credential>,
     },
+}
+
+/// A secret that only the TPM opens which has both the endorsement key and the device
+/// key of the machine (TPM 2.0 Library, part 1, "Credential Protection").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credential {
+    /// Content of the `TPM2B_ID_OBJECT`.
+    pub blob: HexBytes,
+    /// Content of the `TPM2B_ENCRYPTED_SECRET`.
+    pub secret: HexBytes,
 }
 
 /// Uses a ticket up. Repeated by the same keys, it gives the same answer.
@@ -247,6 +268,9 @@ pub struct Redemption {
     pub ticket: String,
     /// The keys that the ticket is bound to.
     pub keys: DeviceKeys,
+    /// What was in the [`Credential`], where the keys are in a TPM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<HexBytes>,
 }
 
 /// The newborn's papers. None of it is secret.
@@ -308,6 +332,9 @@ pub enum InstallStep {
 pub struct Offer {
     /// The release; all of its files must have been stored.
     pub release: ReleaseVersion,
+    /// Its revision.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub revision: u32,
 }
 
 /// What a unit says at a check-in.
@@ -315,6 +342,9 @@ pub struct Offer {
 pub struct CheckIn {
     /// The release that runs.
     pub release: ReleaseVersion,
+    /// The revision of its components that is active.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub revision: u32,
     /// The dm-verity root hash that runs.
     pub root_hash: String,
     /// `a` or `b`.
@@ -377,7 +407,8 @@ pub struct RejectedGeneration {
 /// State of a unit's updates.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateStatus {
-    /// What goes on now: `idle`, `fetching`, `waiting`, `restarting`.
+    /// What goes on now: `idle`, `fetching`, `waiting`, `restarting`, or
+    /// `replacing` components without a restart.
     pub state: String,
     /// The release that is being fetched.
     pub target: Option<ReleaseVersion>,
@@ -398,6 +429,9 @@ pub struct UpdateStatus {
 pub struct RejectedRelease {
     /// Its version.
     pub release: ReleaseVersion,
+    /// The revision that was given up; 0 for the release as such.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub revision: u32,
     /// Why.
     pub reason: String,
 }
@@ -459,7 +493,8 @@ pub struct Event {
     pub number: u64,
     /// When.
     pub time: Timestamp,
-    /// A word: `machine-held`, `machine-approved`, `ticket-redeemed`, `install`, `born`,
+    /// A word: `machine-held`, `machine-approved`, `ticket-withdrawn`, `ticket-redeemed`,
+    /// `ticket-refused`, `disk-erased`, `install`, `install-failed`, `born`,
     /// `in-service`, `configuration`, `release`, `fenced`, `replace` …
     pub kind: String,
     /// The unit, where there is one.

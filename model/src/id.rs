@@ -273,6 +273,36 @@ impl fmt::Debug for Digest {
 
 text_serde!(Digest);
 
+/// Bytes of some other format, written as lower-case hexadecimal digits.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HexBytes(pub Vec<u8>);
+
+impl FromStr for HexBytes {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let bad = || InvalidId::new("bytes", text, "pairs of lower-case hexadecimal digits");
+        if text.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(bad());
+        }
+        hex::decode(text).map(Self).map_err(|_| bad())
+    }
+}
+
+impl fmt::Display for HexBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(&self.0))
+    }
+}
+
+impl fmt::Debug for HexBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+text_serde!(HexBytes);
+
 /// An Ethernet address, written `52:54:00:12:34:56`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddr(pub [u8; 6]);
@@ -309,6 +339,54 @@ impl fmt::Debug for MacAddr {
 }
 
 text_serde!(MacAddr);
+
+/// A kind of processor, in Debian's word for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Architecture {
+    /// 64-bit x86.
+    Amd64,
+    /// 64-bit ARM.
+    Arm64,
+}
+
+impl Architecture {
+    /// Those that a release can be for.
+    pub const ALL: [Self; 2] = [Self::Amd64, Self::Arm64];
+
+    /// That of the running program.
+    #[cfg(target_arch = "x86_64")]
+    pub const OURS: Self = Self::Amd64;
+    /// That of the running program.
+    #[cfg(target_arch = "aarch64")]
+    pub const OURS: Self = Self::Arm64;
+
+    /// Returns Debian's word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Architecture {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        Self::ALL
+            .into_iter()
+            .find(|architecture| architecture.name() == text)
+            .ok_or_else(|| InvalidId::new("architecture", text, "amd64 or arm64"))
+    }
+}
+
+text_serde!(Architecture);
 
 #[cfg(test)]
 mod tests {
@@ -355,5 +433,24 @@ mod tests {
         let mac: MacAddr = "52-54-00-AB-cd-01".parse().unwrap();
         assert_eq!(mac.to_string(), "52:54:00:ab:cd:01");
         assert!("52:54:00:12:34".parse::<MacAddr>().is_err());
+    }
+
+    #[test]
+    fn an_architecture_is_debians_word_and_another_one_is_named() {
+        for (architecture, word) in Architecture::ALL.into_iter().zip(["amd64", "arm64"]) {
+            assert_eq!(architecture.to_string(), word);
+            assert_eq!(
+                serde_json::to_value(architecture).unwrap(),
+                serde_json::json!(word)
+            );
+            assert_eq!(word.parse(), Ok(architecture));
+        }
+        for word in ["x86_64", "AMD64", "", "riscv64"] {
+            let refused = serde_json::from_value::<Architecture>(serde_json::json!(word));
+            assert_eq!(
+                refused.unwrap_err().to_string(),
+                format!("architecture {word:?}: expected amd64 or arm64")
+            );
+        }
     }
 }

@@ -23,6 +23,8 @@ pub mod configuration;
 
 pub mod ticket;
 
+pub mod pass;
+
 pub mod command;
 
 pub mod secrets;
@@ -32,6 +34,7 @@ pub mod backup;
 pub mod api;
 
 pub use id::{
-    CustomerName, DeviceIdentity, Digest, Incarnation, MacAddr, ReleaseVersion, UnitName,
+    Architecture, CustomerName, DeviceIdentity, Digest, HexBytes, Incarnation, MacAddr,
+    ReleaseVersion, UnitName,
 };
 pub use trust::{Document, Role, Signed, Signer, TrustError, TrustRoot, Verified};

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Digest, MacAddr};
+use crate::id::{Digest, HexBytes, MacAddr};
 
 /// What the installer found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,29 @@ pub struct MachineFacts {
     pub secure_boot: bool,
     /// Whether a TPM 2.0 answers.
     pub tpm: bool,
+    /// What the installer finds wanting.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
+}
+
+/// Something that the installer finds wanting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// One line, with what to do where something can be done.
+    pub text: String,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// This machine cannot become a unit as it is.
+    Stops,
+    /// It can, and the operator should know.
+    Matters,
 }
 
 /// One disk.
@@ -51,6 +74,22 @@ pub struct DiskFacts {
     pub removable: bool,
     /// What is on the disk now.
     pub content: DiskContent,
+    /// What it says of its health; none where it says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<DiskHealth>,
+}
+
+/// What a disk says of its own health.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verdict", rename_all = "kebab-case")]
+pub enum DiskHealth {
+    /// It is well.
+    Passed,
+    /// It fails, or is about to.
+    Failing {
+        /// What it counts, for people.
+        reason: String,
+    },
 }
 
 /// What a disk holds, as far as an erase is concerned.
@@ -86,7 +125,7 @@ pub struct NicFacts {
 pub struct MachineCode(String);
 
 /// Crockford's base 32: no letter that a tired person reads as another.
-const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+pub(crate) const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
 impl MachineCode {
     /// Derives the code (40 bits, as `XXXX-XXXX`) from the device's keys.
@@ -165,12 +204,35 @@ pub struct DeviceKeys {
     pub public_key: Digest,
     /// The `age` recipient to which secrets for this machine are sealed.
     pub recipient: String,
+    /// The TPM that the private halves are in; none where the machine has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<TpmKeys>,
+}
+
+/// The TPM 2.0 in which a device's keys were made.
+///
+/// What it says is proven at redemption: only this TPM opens the ticket's
+/// [`Credential`](crate::api::Credential).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TpmKeys {
+    /// Public area (`TPMT_PUBLIC`) of the endorsement key: which TPM it is.
+    pub endorsement_key: HexBytes,
+    /// The endorsement key's certificate by the TPM's maker (DER), where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endorsement_certificate: Option<HexBytes>,
+    /// Public area of the device key: that it was made there and cannot leave.
+    pub device_key: HexBytes,
 }
 
 impl DeviceKeys {
     /// Returns the digest that a birth ticket is bound to.
     pub fn fingerprint(&self) -> Digest {
-        Digest::of(format!("{}\n{}\n", self.public_key, self.recipient).as_bytes())
+        let mut text = format!("{}\n{}\n", self.public_key, self.recipient);
+        if let Some(tpm) = &self.tpm {
+            text.push_str(&format!("{}\n{}\n", tpm.endorsement_key, tpm.device_key));
+        }
+        Digest::of(text.as_bytes())
     }
 }
 
@@ -183,7 +245,22 @@ mod tests {
             csr: String::new(),
             public_key: Digest::of(b"key"),
             recipient: recipient.into(),
+            tpm: None,
         }
+    }
+
+    #[test]
+    fn another_tpm_is_another_fingerprint() {
+        let in_tpm = |endorsement: u8| DeviceKeys {
+            tpm: Some(TpmKeys {
+                endorsement_key: HexBytes(vec![endorsement]),
+                endorsement_certificate: None,
+                device_key: HexBytes(vec![9]),
+            }),
+            ..keys("age1a")
+        };
+        assert_ne!(in_tpm(1).fingerprint(), in_tpm(2).fingerprint());
+        assert_ne!(in_tpm(1).fingerprint(), keys("age1a").fingerprint());
     }
 
     #[test]

@@ -179,11 +179,13 @@ mod tests {
                 size: 10 << 30,
                 removable: false,
                 content: DiskContent::Empty,
+                health: None,
             }],
             nics: vec![],
             firmware: "uefi".into(),
             secure_boot: false,
             tpm: false,
+            findings: vec![],
         }
     }
 
@@ -192,6 +194,7 @@ mod tests {
             csr: String::new(),
             public_key: Digest::of(b"key"),
             recipient: "age1".into(),
+            tpm: None,
         }
     }
 

@@ -229,9 +229,14 @@ impl<T> Signed<T> {
 
 /// A document whose signatures were verified. Only [`TrustRoot::verify`] makes one.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Verified<T>(T);
+pub struct Verified<T>(T, Vec<KeyId>);
 
 impl<T> Verified<T> {
+    /// The keys whose signatures counted, for the audit.
+    pub fn signers(&self) -> &[KeyId] {
+        &self.1
+    }
+
     /// Gives the document away.
     pub fn into_inner(self) -> T {
         self.0
@@ -338,7 +343,7 @@ impl TrustRoot {
         let payload = BASE64
             .decode(&signed.payload)
             .map_err(|_| TrustError::BadPayload)?;
-        self.check_threshold(T::ROLE, T::TYPE, &payload, &signed.signatures)?;
+        let signers = self.check_threshold(T::ROLE, T::TYPE, &payload, &signed.signatures)?;
         let document: T =
             serde_json::from_slice(&payload).map_err(|problem| TrustError::Malformed {
                 kind: T::TYPE,
@@ -350,7 +355,7 @@ impl TrustRoot {
                 expired,
                 now,
             }),
-            _ => Ok(Verified(document)),
+            _ => Ok(Verified(document, signers)),
         }
     }
 
@@ -360,7 +365,7 @@ impl TrustRoot {
         kind: &str,
         payload: &[u8],
         signatures: &[EnvelopeSignature],
-    ) -> Result<(), TrustError> {
+    ) -> Result<Vec<KeyId>, TrustError> {
         let message = pre_authentication_encoding(kind, payload);
         let keys = self.roles.get(&role);
         let threshold = keys.map_or(1, |keys| keys.threshold.max(1));
@@ -386,7 +391,7 @@ impl TrustRoot {
                 threshold,
             });
         }
-        Ok(())
+        Ok(signers.into_iter().collect())
     }
 }
 
@@ -466,7 +471,12 @@ mod tests {
             }
         );
         signed.merge(b.sign(&note()));
-        assert!(root.verify(&signed, NOW).is_ok());
+        // A stranger's signature neither counts nor is named.
+        signed.merge(Signer::from_seed(&[3; 32]).sign(&note()));
+        let verified = root.verify(&signed, NOW).unwrap();
+        let mut both = vec![a.public().id(), b.public().id()];
+        both.sort();
+        assert_eq!(verified.signers(), both);
     }
 
     #[test]

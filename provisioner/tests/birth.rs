@@ -18,6 +18,8 @@ use pxe::boot::{
 };
 use slots::esp::{self, Fat};
 use slots::{Disk, Part, Slot, Target as _, Window};
+use tpm::Blob;
+use tpm::emulator::Emulator;
 
 use support::{Bench, Fault, Installer, MAC, Ticketing};
 
@@ -33,6 +35,54 @@ fn asks(class: ClientClass) -> BootRequest {
         protocol: Protocol::Dhcp,
         relay: Some(Ipv4Addr::LOCALHOST),
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_is_a_tpm_the_keys_are_of_no_use_without_it() {
+    let bench = Bench::start(Fault::None).await;
+    let chip = Emulator::start().unwrap();
+    let socket = chip.socket();
+    let mut installer = Installer::start(&bench, &["--tpm", socket.to_str().unwrap()]);
+    installer.line("leapserv: keys: made in the TPM").await;
+    let code = installer.code().await;
+    bench.sky.approve(&code, Ticketing::Good);
+    installer.line("leapserv: born motivatit/houma-1").await;
+    installer.ends(0).await;
+    assert!(bench.sky.redeemed(&code));
+
+    let file = |name: &str| bench.debugfs(&format!("cat /lib/leapserv/identity/{name}"));
+    let (device, age) = (file("device.key"), file("age.key"));
+    let blob = |text: &str| Blob::from_pem(text).unwrap();
+    let mut tpm = chip.open().unwrap();
+    assert!(tpm.sign(&blob(&device), &[1; 32]).is_ok());
+    let opened = tpm.unseal(&blob(&age)).unwrap();
+    assert!(opened.starts_with(b"AGE-SECRET-KEY-1"));
+    let other = Emulator::start().unwrap();
+    let mut other = other.open().unwrap();
+    assert!(other.sign(&blob(&device), &[1; 32]).is_err());
+    assert!(other.unseal(&blob(&age)).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_that_does_not_work_is_told_and_the_keys_are_in_a_file() {
+    let bench = Bench::start(Fault::None).await;
+    let mut installer = Installer::start(&bench, &["--tpm", "/nowhere/tpmrm0"]);
+    let told = installer
+        .line("leapserv: finding note its TPM does not make keys")
+        .await;
+    assert!(told.contains("/nowhere/tpmrm0"), "{told}");
+    let code = installer.code().await;
+    let findings = bench.sky.facts(&code).findings;
+    assert!(
+        findings
+            .iter()
+            .any(|finding| finding.text.contains("/nowhere/tpmrm0"))
+    );
+    bench.sky.approve(&code, Ticketing::Good);
+    installer.line("leapserv: born motivatit/houma-1").await;
+    installer.ends(0).await;
+    let key = bench.debugfs("cat /lib/leapserv/identity/device.key");
+    assert!(key.starts_with("-----BEGIN PRIVATE KEY-----"), "{key}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,7 +118,10 @@ async fn a_machine_with_an_empty_disk_is_born() {
     let partition = layout.partition(Part::Esp);
     let fat = Fat::open(Window::new(disk, partition.start, partition.size)).unwrap();
     for (path, content) in [
-        (esp::BOOT_LOADER, &release.boot_loader),
+        (
+            esp::boot_loader(release.manifest.architecture),
+            &release.boot_loader,
+        ),
         ("EFI/Linux/leapserv_2026.11.1+3.efi", &release.uki),
         (
             "leapserv/releases/2026.11.1/leap-backup.raw",
@@ -79,9 +132,14 @@ async fn a_machine_with_an_empty_disk_is_born() {
             &release.manifest_bytes,
         ),
         (esp::LAYER_RAW, &release.layer),
+        ("loader/keys/auto/PK.auth", &b"PK".to_vec()),
+        ("loader/keys/auto/KEK.auth", &b"KEK".to_vec()),
+        ("loader/keys/auto/db.auth", &b"db".to_vec()),
     ] {
         assert!(fat.read(path).unwrap() == *content, "{path}");
     }
+    let loader = fat.read(esp::LOADER_CONF).unwrap();
+    assert!(loader.ends_with(b"\nsecure-boot-enroll force\n"));
     let enrolment = bench.debugfs("cat /lib/leapserv/identity/enrolment.json");
     assert!(
         enrolment.contains("urn:leapserv:motivatit/houma-1:1"),
@@ -195,10 +253,9 @@ async fn an_image_that_stays_altered_is_refused_and_nothing_of_it_starts() {
     let mut disk = Disk::open_read_only(&bench.disk()).unwrap();
     let layout = slots::gpt::read(&mut disk).unwrap();
     let partition = layout.partition(Part::Esp);
-    let fat = Fat::open(Window::new(disk, partition.start, partition.size)).unwrap();
     assert!(
-        fat.read(esp::BOOT_LOADER).is_err(),
-        "a boot loader was placed"
+        Fat::open(Window::new(disk, partition.start, partition.size)).is_err(),
+        "there is a file system to start from"
     );
     // And the factory still gives it the installer, not a half-written disk.
     let answer = bench.source().decide(&asks(ClientClass::Pxe));
@@ -289,6 +346,24 @@ async fn the_end_is_told_to_a_sky_that_was_away() {
     assert_eq!(bench.sky.state(&code), MachineState::Installing);
     let record = bench.ledger().by_code(&code).unwrap();
     assert_eq!((record.birth.word(), record.owed.is_some()), ("born", true));
+    let page = bench.metrics().await;
+    for line in [
+        "leap_factory_machines{state=\"born\"} 1\n",
+        "leap_factory_untold_ends 1\n",
+        "leap_factory_tickets_redeemed_total 1\n",
+        "leap_factory_birth_failures_total 0\n",
+        "leap_factory_birth_seconds_count 1\n",
+    ] {
+        assert!(page.contains(line), "{line}{page}");
+    }
+    assert!(
+        !page.contains("served_bytes_total{protocol=\"http\"} 0"),
+        "{page}"
+    );
+    assert!(
+        page.contains("served_bytes_total{protocol=\"http\"} "),
+        "{page}"
+    );
     let bench = bench.restart_factory().await;
     bench.sky.speak();
     bench.tell_owed().await;
@@ -327,4 +402,53 @@ async fn a_factory_that_is_away_is_given_up_and_nothing_hangs() {
     bench.cut_for_good();
     let ended = tokio::time::timeout(Duration::from_secs(60), installer.fails()).await;
     assert!(ended.is_ok(), "it hangs: {}", installer.said());
+}
+
+/// Asks the factory with curl and returns head and body.
+async fn curl(url: String, more: &[&str]) -> (String, Vec<u8>) {
+    let tool = edge::runner::Tool::new("curl")
+        .args(["-s", "-i", "--max-time", "50"])
+        .args(more)
+        .arg(url);
+    let mut answer = tool.output_async().await.unwrap();
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let body = answer.split_off(end.unwrap() + 4);
+    (String::from_utf8(answer).unwrap(), body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_range_of_a_customers_disk_is_served_and_nothing_of_others() {
+    let bench = Bench::start(Fault::None).await;
+    let url = |name: &str| format!("{}/disk/{name}", bench.base);
+    let (head, body) = curl(url("motivatit/houma-1.raw"), &["-r", "510-511"]).await;
+    assert!(head.starts_with("HTTP/1.1 206 "), "{head}");
+    assert!(
+        head.contains("content-range: bytes 510-511/17179869184"),
+        "{head}"
+    );
+    assert_eq!(body, [0x55, 0xaa]);
+    // Across the end of a piece, into the root image.
+    let root = (1u64 << 20) + (1 << 30);
+    let range = format!("{}-{}", root - 3, root + (1 << 20) + 4);
+    let tag = head.lines().find_map(|line| line.strip_prefix("etag: "));
+    let same = format!("If-Range: {}", tag.unwrap());
+    let (head, body) = curl(url("motivatit/houma-1.raw"), &["-r", &range, "-H", &same]).await;
+    assert!(head.starts_with("HTTP/1.1 206 "), "{head}");
+    assert_eq!(body.len(), (1 << 20) + 8);
+    assert!(body[3..] == bench.release.root[..(1 << 20) + 5]);
+    let (head, _) = curl(url("motivatit.raw"), &["-I"]).await;
+    assert!(head.contains("content-length: 17179869184"), "{head}");
+    assert!(
+        !head.contains(tag.unwrap()),
+        "a unit's disk is its own: {head}"
+    );
+    for none in [
+        "other.raw",
+        "motivatit",
+        "../v1/machines.raw",
+        "motivatit/a/b.raw",
+    ] {
+        let (head, _) = curl(url(none), &["--path-as-is"]).await;
+        assert!(head.starts_with("HTTP/1.1 404 "), "{none}: {head}");
+    }
 }

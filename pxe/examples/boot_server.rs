@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use pxe::boot::{BootAnswer, BootEvent, BootFile, BootRequest, BootSource, ClientClass, NotServed};
-use pxe::dhcp::{self, FileStore, LocalDiskReply, Mode, Subnet};
+use pxe::dhcp::{self, ConflictCheck, FileStore, LocalDiskReply, Mode, Subnet};
 use tokio::net::{TcpListener, UdpSocket};
 
 #[derive(Debug, Parser)]
@@ -127,6 +127,7 @@ async fn main() -> anyhow::Result<()> {
             prefix: 16,
             range,
             reservations: BTreeMap::new(),
+            places: Vec::new(),
             routers: Vec::new(),
             name_servers: Vec::new(),
             domain: None,
@@ -144,6 +145,7 @@ async fn main() -> anyhow::Result<()> {
             How::Lease => LocalDiskReply::PlainLease,
             How::Silence => LocalDiskReply::Silence,
         },
+        conflicts: ConflictCheck::Arp,
     };
     let sockets = dhcp::server::Sockets::bind(&args.interface, &config.mode)?;
     let tftp = UdpSocket::bind((args.server, 69))

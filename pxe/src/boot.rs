@@ -236,6 +236,10 @@ pub trait BootSource: Send + Sync + 'static {
     /// [`NotServed`] says why not, and is what the client is told.
     fn open(&self, peer: IpAddr, path: &str) -> Result<BootFile, NotServed>;
 
+    /// Takes note, when a server starts, of an address that a machine was given
+    /// before: by it the machine asks for files.
+    fn leased(&self, _address: Ipv4Addr, _mac: MacAddr) {}
+
     /// Takes note of what was asked and answered.
     fn observe(&self, event: &BootEvent);
 }
@@ -460,6 +464,21 @@ mod tests {
         }
         for raw in ["", "/", "//", "."] {
             assert_eq!(clean_path(raw), Err(NotServed::NotFound), "{raw}");
+        }
+    }
+
+    #[test]
+    fn architectures_are_what_firmware_means_by_them() {
+        for (codes, arch) in [
+            (&[0][..], ClientArch::Bios),
+            (&[6, 15], ClientArch::UefiIa32),
+            (&[7, 9, 16], ClientArch::UefiX64),
+            (&[11, 19], ClientArch::UefiArm64),
+            (&[31], ClientArch::Other(31)),
+        ] {
+            for code in codes {
+                assert_eq!(ClientArch::from_code(*code), arch, "{code}");
+            }
         }
     }
 

@@ -22,6 +22,7 @@ use bytes::Bytes;
 use tokio::net::TcpListener;
 
 use crate::boot::{BootEvent, BootSource, FileOutcome, NotServed, Protocol, clean_path};
+use crate::connections::{Limits, limited};
 use crate::content::{self, Content};
 
 /// Returns a router that answers every path from the source. To serve boot files
@@ -32,7 +33,7 @@ pub fn router(source: Arc<dyn BootSource>) -> Router {
     Router::new().fallback(handle).with_state(source)
 }
 
-/// Serves on a listener until `shutdown` is done.
+/// Serves on a listener, within the default limits of connections, until `shutdown` is done.
 ///
 /// # Errors
 /// The listener broke.
@@ -42,7 +43,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let service = router(source).into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service)
+    axum::serve(limited(listener, Limits::default()), service)
         .with_graceful_shutdown(shutdown)
         .await
 }

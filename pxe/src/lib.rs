@@ -17,9 +17,11 @@
 
 pub mod boot;
 pub mod capture;
+pub mod connections;
 pub mod dhcp;
 pub mod http;
 pub mod local_boot;
 pub mod tftp;
 
 mod content;
+mod interface;

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use pxe::boot::BootAnswer;
 use pxe::capture::{self, Datagram};
-use pxe::dhcp::packet::Packet as Dhcp;
+use pxe::dhcp::packet::{Op, Packet as Dhcp};
 use pxe::dhcp::policy::{Engine, Port};
-use pxe::dhcp::{Config, LocalDiskReply, Mode, Subnet};
+use pxe::dhcp::{Config, ConflictCheck, LocalDiskReply, Mode, Place, Subnet};
 use pxe::tftp::packet::{Packet as Tftp, encode_option_ack};
 use pxe::tftp::transfer::agree;
 
@@ -39,6 +39,7 @@ fn engine() -> Engine {
         prefix: 16,
         range: Ipv4Addr::new(10, 77, 0, 100)..=Ipv4Addr::new(10, 77, 0, 199),
         reservations: BTreeMap::new(),
+        places: Vec::new(),
         routers: Vec::new(),
         name_servers: Vec::new(),
         domain: None,
@@ -50,6 +51,7 @@ fn engine() -> Engine {
         server: SERVER,
         http_base: format!("http://{SERVER}:8080"),
         local_disk: LocalDiskReply::default(),
+        conflicts: ConflictCheck::default(),
     };
     Engine::new(config, []).unwrap()
 }
@@ -109,9 +111,83 @@ fn compare(name: &str) -> Option<String> {
 
 #[test]
 fn the_captures_tell_what_stands_beside_them() {
-    let names = ["ovmf-pxe-boot", "ovmf-pxe-local-disk"];
-    let wrong: Vec<_> = names.into_iter().filter_map(compare).collect();
+    let files = std::fs::read_dir(testdata("")).unwrap();
+    let captures = files.map(|file| file.unwrap().path()).filter(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "pcap")
+    });
+    let names: Vec<_> = captures
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    assert!(names.len() >= 7, "{names:?}");
+    let wrong: Vec<_> = names.iter().filter_map(|name| compare(name)).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Puts the messages of other people's DHCP clients and relays, from captures of
+/// `tests/peers.rs`, to its server again. Returns the number of answers.
+fn answers(name: &str, change: impl FnOnce(&mut Vec<Subnet>)) -> usize {
+    let subnet = |second: u8| Subnet {
+        network: Ipv4Addr::new(10, second, 0, 0),
+        prefix: 24,
+        range: Ipv4Addr::new(10, second, 0, 100)..=Ipv4Addr::new(10, second, 0, 109),
+        reservations: BTreeMap::new(),
+        places: Vec::new(),
+        routers: Vec::new(),
+        name_servers: Vec::new(),
+        domain: None,
+        lease: Duration::from_secs(600),
+        options: vec![(42, vec![10, 77, 0, 3])],
+    };
+    let mut subnets = vec![subnet(77), subnet(7), subnet(8)];
+    change(&mut subnets);
+    let config = Config {
+        mode: Mode::Authoritative(subnets),
+        server: SERVER,
+        http_base: format!("http://{SERVER}:8080"),
+        local_disk: LocalDiskReply::default(),
+        conflicts: ConflictCheck::default(),
+    };
+    let mut engine = Engine::new(config, []).unwrap();
+    let began: jiff::Timestamp = "2026-11-23T09:00:00Z".parse().unwrap();
+    let (datagrams, mut answers) = (load(name), 0);
+    for (at, datagram) in datagrams.iter().enumerate() {
+        let packet = Dhcp::parse(&datagram.payload).unwrap();
+        if packet.op == Op::Reply {
+            continue;
+        }
+        let now = began + Duration::from_micros(datagram.micros);
+        let decide = |_: &pxe::boot::BootRequest| BootAnswer::LocalDisk {
+            reason: "no ticket".into(),
+        };
+        let step = engine.handle(&packet, Port::Dhcp, datagram.from, now, decide);
+        let Some(reply) = step.reply else {
+            continue;
+        };
+        // A relay that is a router, too, hears renewals that pass through it and
+        // sends them once more: the answers to all of them are mixed.
+        let reply = reply.packet.encode();
+        let sent = datagrams[at..].iter().any(|later| later.payload == reply);
+        let told = Dhcp::parse(&reply).unwrap();
+        assert!(sent, "{name}: reply to datagram {at}: {told:#?}");
+        answers += 1;
+    }
+    answers
+}
+
+#[test]
+fn other_peoples_clients_and_relays_are_answered_as_on_the_wire() {
+    assert_eq!(answers("udhcpc", |_| {}), 3, "offer, lease, renewal");
+    let short = |subnets: &mut Vec<Subnet>| subnets[0].lease = Duration::from_secs(4);
+    assert!(answers("dhclient", short) >= 3);
+    let place = |subnets: &mut Vec<Subnet>| {
+        subnets[1].places.push(Place {
+            circuit: Some(b"port7".to_vec()),
+            remote: None,
+            address: Ipv4Addr::new(10, 7, 0, 33),
+        });
+    };
+    assert!(answers("dhcrelay", place) >= 6, "two machines behind it");
 }
 
 #[test]

@@ -9,10 +9,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use model::release::{Artifact, CustomerLayer, ReleaseManifest};
+use model::release::{CustomerLayer, ReleaseManifest};
 use model::{Digest, Verified};
 
-use crate::esp::{self, Entry, EspError, Fat, Incoming as _};
+use crate::esp::{self, Birth, Entry, EspError, Fat, Incoming as _};
+pub use crate::esp::{EspContent, EspFile};
 use crate::gpt::{self, TableError};
 use crate::layout::{Layout, LayoutError, Part, Slot};
 use crate::target::{Target, Window};
@@ -109,26 +110,6 @@ pub enum ComposeError {
     },
 }
 
-/// One file of the ESP.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EspFile {
-    /// Where it goes.
-    pub path: String,
-    /// What it must be.
-    pub content: EspContent,
-}
-
-/// What a file of the ESP must be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EspContent {
-    /// These bytes.
-    Bytes(Vec<u8>),
-    /// A file of the release, by its path in the release's folder.
-    Release(Artifact),
-    /// The image of the customer's layer.
-    Layer(Artifact),
-}
-
 /// Lists the files of a newborn's ESP in the order in which they are written. Pure.
 ///
 /// # Errors
@@ -139,7 +120,7 @@ pub fn esp_files(release: Release<'_>, layer: Layer<'_>) -> Result<Vec<EspFile>,
     let file = |path: String, content| EspFile { path, content };
     let mut files = vec![
         file(
-            esp::BOOT_LOADER.to_owned(),
+            esp::boot_loader(manifest.architecture).to_owned(),
             EspContent::Release(manifest.boot_loader.clone()),
         ),
         file(
@@ -199,7 +180,8 @@ pub fn compose(
     layer: Layer<'_>,
     source: &mut impl Source,
 ) -> Result<Layout, ComposeError> {
-    let mut layout = Layout::plan(disk.size(), seed).map_err(ComposeError::Layout)?;
+    let architecture = release.manifest.architecture;
+    let mut layout = Layout::plan(disk.size(), seed, architecture).map_err(ComposeError::Layout)?;
     layout.set_slot(Slot::A, &release.manifest.root_hash);
     let files = esp_files(release, layer)?;
     write_slot(disk, &layout, release.manifest, source)?;
@@ -243,25 +225,29 @@ pub fn write_esp(
     files: &[EspFile],
     source: &mut impl Source,
 ) -> Result<(), ComposeError> {
-    let target = partition(disk, layout, Part::Esp);
-    let fat = Fat::format(target, volume_id(layout)).map_err(ComposeError::Esp)?;
+    let size = layout.partition(Part::Esp).size;
+    let birth = Birth::plan(size, volume_id(layout), files.to_vec()).map_err(ComposeError::Esp)?;
+    let mut target = partition(disk, layout, Part::Esp);
+    birth.begin(&mut target).map_err(ComposeError::Esp)?;
     for EspFile { path, content } in files {
-        let written = match content {
-            EspContent::Bytes(bytes) => fat.write(path, bytes),
+        let mut reader = match content {
+            EspContent::Bytes(_) => {
+                birth
+                    .place_bytes(path, &mut target)
+                    .map_err(ComposeError::Esp)?;
+                continue;
+            }
             EspContent::Release(artifact) => {
-                let mut reader = opened(&artifact.path, source.release(&artifact.path))?;
-                fat.begin(path, artifact)
-                    .and_then(|file| file.copy(&mut reader))
+                opened(&artifact.path, source.release(&artifact.path))?
             }
-            EspContent::Layer(artifact) => {
-                let mut reader = opened(&artifact.path, source.layer())?;
-                fat.begin(path, artifact)
-                    .and_then(|file| file.copy(&mut reader))
-            }
+            EspContent::Layer(artifact) => opened(&artifact.path, source.layer())?,
         };
-        written.map_err(ComposeError::Esp)?;
+        birth
+            .place(path, &mut target)
+            .and_then(|file| file.copy(&mut reader))
+            .map_err(ComposeError::Esp)?;
     }
-    fat.finish().map_err(ComposeError::Esp)
+    birth.finish(&mut target).map_err(ComposeError::Esp)
 }
 
 /// Reads slot A, the ESP and the table back and compares them with what was signed.
@@ -315,25 +301,25 @@ fn opened(path: &str, file: io::Result<Box<dyn Read>>) -> Result<Box<dyn Read>, 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::Disk;
     use crate::layout::MIN_DISK_SIZE;
     use crate::writer::tests::{artifact, content, manifest, signed, stored};
     use model::release::Component;
     use model::trust::RoleKeys;
-    use model::{Role, Signer, TrustRoot};
+    use model::{Architecture, Role, Signer, TrustRoot};
     use std::fs;
     use std::os::unix::fs::MetadataExt as _;
 
-    struct Parts {
-        folder: tempfile::TempDir,
-        manifest: Verified<ReleaseManifest>,
-        layer: Verified<CustomerLayer>,
+    pub(crate) struct Parts {
+        pub(crate) folder: tempfile::TempDir,
+        pub(crate) manifest: Verified<ReleaseManifest>,
+        pub(crate) layer: Verified<CustomerLayer>,
     }
 
     impl Parts {
-        fn make() -> Self {
+        pub(crate) fn make() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let place = |path: &str, bytes: &[u8]| {
                 let path = folder.path().join(path);
@@ -348,6 +334,7 @@ mod tests {
                 name: "backup".into(),
                 version: "0.1.0".into(),
                 image: artifact("components/backup.raw", &backup),
+                verity: None,
             }];
             place("root.seg", &root_file);
             place("verity.seg", &verity_file);
@@ -362,21 +349,21 @@ mod tests {
             }
         }
 
-        fn source(&self) -> Folders {
+        pub(crate) fn source(&self) -> Folders {
             Folders {
                 release: self.folder.path().to_owned(),
                 layer: self.folder.path().join("layer.raw"),
             }
         }
 
-        fn release(&self) -> Release<'_> {
+        pub(crate) fn release(&self) -> Release<'_> {
             Release {
                 manifest: &self.manifest,
                 bytes: b"signed manifest",
             }
         }
 
-        fn layer(&self) -> Layer<'_> {
+        pub(crate) fn layer(&self) -> Layer<'_> {
             Layer {
                 document: &self.layer,
                 bytes: b"signed layer",
@@ -411,6 +398,7 @@ mod tests {
         let layer = CustomerLayer {
             customer: "motivatit".parse().unwrap(),
             version: 1,
+            components: None,
             image: artifact("layer.raw", b"layer"),
         };
         root.verify(
@@ -476,6 +464,27 @@ mod tests {
                 "leapserv/customer/layer.raw",
                 "EFI/Linux/leapserv_2026.11.1+3.efi",
             ]
+        );
+    }
+
+    #[test]
+    fn an_arm64_release_gets_the_name_and_the_types_that_its_machines_look_for() {
+        let mut parts = Parts::make();
+        let mut release = parts.manifest.clone().into_inner();
+        release.architecture = Architecture::Arm64;
+        parts.manifest = signed(&release);
+        let (disk, layout) = parts.compose("disk").unwrap();
+        let files = esp_files(parts.release(), parts.layer()).unwrap();
+        assert_eq!(files[0].path, "EFI/BOOT/BOOTAA64.EFI");
+        let mut disk = Disk::open(&disk).unwrap();
+        let found = gpt::read(&mut disk).unwrap();
+        assert_eq!(found, layout);
+        assert_eq!(found.architecture, Architecture::Arm64);
+        // Another slot is filled in the same table.
+        gpt::set_slot(&mut disk, Slot::B, &parts.manifest.root_hash).unwrap();
+        assert_eq!(
+            gpt::read(&mut disk).unwrap().architecture,
+            Architecture::Arm64
         );
     }
 

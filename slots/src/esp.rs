@@ -1,9 +1,10 @@
 //! The EFI system partition: where its files lie, and how they get there.
 //!
-//! Two ways lead onto it. [`Fat`] makes the file system inside a partition or
-//! an image, at birth, without a mount and with the same bytes every time.
-//! [`Mounted`] changes a mounted one, on a living unit, so that a power cut
-//! leaves the old or the new file.
+//! Two ways lead onto it. A [`Birth`] writes the file system that
+//! [`crate::fat`] has planned into a partition or an image, without a mount and
+//! with the same bytes every time; [`Fat`] reads it back. [`Mounted`] changes a
+//! mounted one, on a living unit, so that a power cut leaves the old or the new
+//! file.
 //!
 //! Boot counting is the boot loader's own (systemd, "Automatic Boot
 //! Assessment"): `leapserv_VERSION+LEFT-DONE.efi`. The boot loader counts down
@@ -12,20 +13,26 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex};
 
 use edge::durable;
 use model::release::{Artifact, Component};
-use model::{Digest, ReleaseVersion};
+use model::{Architecture, Digest, ReleaseVersion};
 use sha2::Digest as _;
 
+use crate::fat::{self, FatError, Owner};
 use crate::target::{Stream, Target};
 
-/// Where the firmware looks for a boot loader.
-pub const BOOT_LOADER: &str = "EFI/BOOT/BOOTX64.EFI";
+/// Where the firmware looks for a boot loader (UEFI specification, "Removable Media Boot
+/// Behavior").
+pub fn boot_loader(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::Amd64 => "EFI/BOOT/BOOTX64.EFI",
+        Architecture::Arm64 => "EFI/BOOT/BOOTAA64.EFI",
+    }
+}
 /// The folder that the boot loader searches for kernels.
 pub const ENTRIES: &str = "EFI/Linux";
 /// The boot loader's configuration.
@@ -34,10 +41,17 @@ pub const LOADER_CONF: &str = "loader/loader.conf";
 pub const LOADER_CONF_TEXT: &str = "timeout 0\neditor no\n";
 /// The folder with one folder for each release on the disk.
 pub const RELEASES: &str = "leapserv/releases";
+/// The folder of what is one customer's.
+const CUSTOMER: &str = "leapserv/customer/";
 /// The customer layer's signed document.
 pub const LAYER_JSON: &str = "leapserv/customer/layer.json";
 /// The customer layer's image.
 pub const LAYER_RAW: &str = "leapserv/customer/layer.raw";
+
+/// On a stick: where its installer finds the sky ([`model::pass::StickSettings`]).
+pub const STICK_SETTINGS: &str = "leapserv/stick.json";
+/// On a stick: a one-time code that somebody has put there. We never do.
+pub const STICK_PASS: &str = "leapserv/pass.txt";
 
 /// Returns the folder of a release.
 pub fn release_dir(version: ReleaseVersion) -> String {
@@ -49,6 +63,12 @@ pub fn manifest(version: ReleaseVersion) -> String {
     format!("{RELEASES}/{version}/manifest.json")
 }
 
+/// Returns the place of the manifest that was active before, while another
+/// revision of the release is on trial.
+pub fn former_manifest(version: ReleaseVersion) -> String {
+    format!("{RELEASES}/{version}/former.json")
+}
+
 /// Returns the place of a component's image, or `None` where its path would lead elsewhere.
 pub fn component(version: ReleaseVersion, component: &Component) -> Option<String> {
     let path = &component.image.path;
@@ -58,6 +78,9 @@ pub fn component(version: ReleaseVersion, component: &Component) -> Option<Strin
             .all(|part| !matches!(part, "" | "." | "..") && !part.contains(['\\', ':', '\0']));
     good.then(|| format!("{RELEASES}/{version}/{path}"))
 }
+
+/// Bytes of a large file that are read at once.
+const PIECE: usize = 256 << 10;
 
 /// Where a boot entry stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,6 +196,9 @@ pub enum EspError {
         /// Why.
         source: io::Error,
     },
+    /// The files do not make a file system.
+    #[error("ESP: not planned")]
+    Plan(#[source] FatError),
     /// The file is not the one that was signed.
     #[error("ESP: {path}: {problem}")]
     NotAsSigned {
@@ -276,47 +302,243 @@ pub trait Incoming {
     }
 }
 
-/// A FAT32 file system inside a target.
+/// One file of the ESP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EspFile {
+    /// Where it goes.
+    pub path: String,
+    /// What it must be.
+    pub content: EspContent,
+}
+
+/// What a file of the ESP must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EspContent {
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// A file of the release, by its path in the release's folder.
+    Release(Artifact),
+    /// The image of the customer's layer.
+    Layer(Artifact),
+}
+
+impl EspFile {
+    /// Returns its length in bytes.
+    pub fn length(&self) -> u64 {
+        match &self.content {
+            EspContent::Bytes(bytes) => u64::try_from(bytes.len()).expect("bytes in memory"),
+            EspContent::Release(artifact) | EspContent::Layer(artifact) => artifact.size,
+        }
+    }
+
+    /// Returns whose it is: a customer's files lie in a folder of their own.
+    pub fn owner(&self) -> Owner {
+        if self.path.starts_with(CUSTOMER) {
+            Owner::Disk
+        } else {
+            Owner::Release
+        }
+    }
+}
+
+/// Plans the file system of an ESP of `size` bytes.
 ///
-/// Nothing is durable before [`Fat::finish`].
-pub struct Fat<T: Target> {
-    system: fatfs::FileSystem<Stream<Shared<T>>>,
-    target: Shared<T>,
+/// # Errors
+/// The files do not make a file system.
+pub fn plan(size: u64, volume_id: u32, files: &[EspFile]) -> Result<fat::Plan, EspError> {
+    let listed: Vec<_> = files
+        .iter()
+        .map(|file| fat::File {
+            path: file.path.clone(),
+            length: file.length(),
+            owner: file.owner(),
+        })
+        .collect();
+    fat::Plan::new(size, volume_id, &listed).map_err(EspError::Plan)
 }
 
-/// The library keeps what it is given; the partition must be flushed after it.
-struct Shared<T>(Arc<Mutex<T>>);
+/// An ESP that is written at birth.
+///
+/// The head of the file system is written last. Before that there is none, so a
+/// power cut leaves a disk that does not start.
+#[derive(Debug)]
+pub struct Birth {
+    files: Vec<EspFile>,
+    plan: fat::Plan,
+}
 
-impl<T> Clone for Shared<T> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+impl Birth {
+    /// Plans an ESP of `size` bytes with these files.
+    ///
+    /// # Errors
+    /// The files do not make a file system.
+    pub fn plan(size: u64, volume_id: u32, files: Vec<EspFile>) -> Result<Self, EspError> {
+        let plan = plan(size, volume_id, &files)?;
+        Ok(Self { files, plan })
+    }
+
+    /// Returns the files.
+    pub fn files(&self) -> &[EspFile] {
+        &self.files
+    }
+
+    /// Takes the head of any old file system away, and writes tables and folders.
+    ///
+    /// # Errors
+    /// The target failed.
+    pub fn begin(&self, esp: &mut impl Target) -> Result<(), EspError> {
+        let head = vec![0; self.plan.boot().len()];
+        esp.write_at(0, &head)
+            .and_then(|()| esp.flush())
+            .map_err(failed("", "erase"))?;
+        let mut buffer = vec![0; 1 << 16];
+        for table in self.plan.tables() {
+            let mut at = table.start;
+            while at < table.end {
+                let left = usize::try_from(table.end - at).unwrap_or(usize::MAX);
+                let now = left.min(buffer.len());
+                self.plan
+                    .chains()
+                    .read(at - table.start, &mut buffer[..now]);
+                esp.write_at(at, &buffer[..now])
+                    .map_err(failed("", "format"))?;
+                at += u64::try_from(now).expect("at most the buffer");
+            }
+        }
+        for (place, bytes) in self.plan.folders() {
+            esp.write_at(*place, bytes).map_err(failed("", "format"))?;
+        }
+        Ok(())
+    }
+
+    /// Begins the content of a file that must turn out as signed. It can be begun again.
+    ///
+    /// # Errors
+    /// No such file was planned.
+    pub fn place<T: Target>(&self, path: &str, esp: T) -> Result<Placing<T>, EspError> {
+        let number = self.number(path)?;
+        let check = match &self.files[number].content {
+            EspContent::Bytes(bytes) => Check::new(
+                path,
+                &Artifact {
+                    path: path.to_owned(),
+                    size: self.files[number].length(),
+                    sha256: Digest::of(bytes),
+                },
+            ),
+            EspContent::Release(artifact) | EspContent::Layer(artifact) => {
+                Check::new(path, artifact)
+            }
+        };
+        Ok(Placing {
+            esp,
+            at: self.plan.place(number),
+            check,
+        })
+    }
+
+    /// Writes the content of a file that was planned as bytes.
+    ///
+    /// # Errors
+    /// The target failed, or no such file was planned as bytes.
+    pub fn place_bytes(&self, path: &str, esp: &mut impl Target) -> Result<(), EspError> {
+        let number = self.number(path)?;
+        let EspContent::Bytes(bytes) = &self.files[number].content else {
+            return Err(not_planned(path));
+        };
+        esp.write_at(self.plan.place(number), bytes)
+            .map_err(failed(path, "write"))
+    }
+
+    fn number(&self, path: &str) -> Result<usize, EspError> {
+        let found = self.files.iter().position(|file| file.path == path);
+        found.ok_or_else(|| not_planned(path))
+    }
+
+    /// Looks at the file system as it will be when it is finished.
+    pub fn preview<T: Target>(&self, esp: T) -> Preview<'_, T> {
+        Preview {
+            head: self.plan.boot(),
+            esp,
+        }
+    }
+
+    /// Makes everything durable, then gives the file system its head, durably.
+    ///
+    /// # Errors
+    /// The target failed.
+    pub fn finish(&self, esp: &mut impl Target) -> Result<(), EspError> {
+        esp.flush()
+            .and_then(|()| esp.write_at(0, self.plan.boot()))
+            .and_then(|()| esp.flush())
+            .map_err(failed("", "complete"))
     }
 }
 
-impl<T> Shared<T> {
-    fn inner(&self) -> std::sync::MutexGuard<'_, T> {
-        self.0
-            .lock()
-            .expect("nothing panics while it holds the target")
+fn not_planned(path: &str) -> EspError {
+    failed(path, "find in the plan")(io::ErrorKind::NotFound.into())
+}
+
+/// The content of a file on its way to its place.
+#[derive(Debug)]
+pub struct Placing<T> {
+    esp: T,
+    at: u64,
+    check: Check,
+}
+
+impl<T: Target> Incoming for Placing<T> {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), EspError> {
+        let at = self.at + self.check.size;
+        self.check.push(bytes)?;
+        self.esp
+            .write_at(at, bytes)
+            .map_err(failed(&self.check.path, "write"))
+    }
+
+    fn finish(mut self) -> Result<(), EspError> {
+        self.check.finish()
     }
 }
 
-impl<T: Target> Target for Shared<T> {
+/// A partition with the head that it does not have yet. Writes fail.
+#[derive(Debug)]
+pub struct Preview<'a, T> {
+    head: &'a [u8],
+    esp: T,
+}
+
+impl<T: Target> Target for Preview<'_, T> {
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.inner().read_at(offset, buffer)
+        self.esp.read_at(offset, buffer)?;
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        if let Some(head) = self.head.get(from..) {
+            let count = head.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&head[..count]);
+        }
+        Ok(())
     }
 
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.inner().write_at(offset, bytes)
+    fn write_at(&mut self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.inner().flush()
+        Ok(())
     }
 
     fn size(&self) -> u64 {
-        self.inner().size()
+        self.esp.size()
     }
+
+    fn sector_size(&self) -> u64 {
+        self.esp.sector_size()
+    }
+}
+
+/// A FAT32 file system inside a target, to read.
+pub struct Fat<T: Target> {
+    system: fatfs::FileSystem<Stream<T>>,
 }
 
 impl<T: Target> fmt::Debug for Fat<T> {
@@ -325,101 +547,17 @@ impl<T: Target> fmt::Debug for Fat<T> {
     }
 }
 
-/// Gives every entry the first day of FAT's calendar: the same bytes every time.
-///
-/// The library's own default is day 0 of month 0, which UEFI firmware refuses when a
-/// file is renamed; then systemd-boot cannot count its tries.
-#[derive(Debug)]
-struct FirstDay;
-
-impl fatfs::TimeProvider for FirstDay {
-    fn get_current_date(&self) -> fatfs::Date {
-        fatfs::Date {
-            year: 1980,
-            month: 1,
-            day: 1,
-        }
-    }
-
-    fn get_current_date_time(&self) -> fatfs::DateTime {
-        fatfs::DateTime {
-            date: self.get_current_date(),
-            time: fatfs::Time {
-                hour: 0,
-                min: 0,
-                sec: 0,
-                millis: 0,
-            },
-        }
-    }
-}
-
 impl<T: Target> Fat<T> {
-    /// Makes an empty file system over all of `target`.
-    ///
-    /// # Errors
-    /// The target failed or is smaller than FAT32 can be (about 34 MiB).
-    pub fn format(target: T, volume_id: u32) -> Result<Self, EspError> {
-        let target = Shared(Arc::new(Mutex::new(target)));
-        let mut stream = Stream::new(target.clone());
-        let size = stream.seek(SeekFrom::End(0)).unwrap_or(0);
-        stream
-            .seek(SeekFrom::Start(0))
-            .map_err(failed("", "format"))?;
-        // The largest cluster that still leaves enough of them for FAT32.
-        let cluster = [8192, 4096, 2048, 1024, 512]
-            .into_iter()
-            .find(|cluster| size / u64::from(*cluster) > 66_600)
-            .unwrap_or(512);
-        let options = fatfs::FormatVolumeOptions::new()
-            .fat_type(fatfs::FatType::Fat32)
-            .bytes_per_cluster(cluster)
-            .volume_id(volume_id)
-            .volume_label(*b"LEAPSERV   ");
-        fatfs::format_volume(&mut stream, options).map_err(failed("", "format"))?;
-        Self::of(target)
-    }
-
     /// Opens the file system that a target holds.
     ///
     /// # Errors
     /// The target failed, or there is none.
     pub fn open(target: T) -> Result<Self, EspError> {
-        Self::of(Shared(Arc::new(Mutex::new(target))))
-    }
-
-    fn of(target: Shared<T>) -> Result<Self, EspError> {
-        let stream = Stream::new(target.clone());
-        let options = fatfs::FsOptions::new().time_provider(&FirstDay);
-        let system = fatfs::FileSystem::new(stream, options).map_err(failed("", "open"))?;
-        Ok(Self { system, target })
-    }
-
-    /// Begins a file that must turn out as signed. Its folders are made.
-    ///
-    /// # Errors
-    /// The target failed.
-    pub fn begin<'a>(
-        &'a self,
-        path: &str,
-        expected: &Artifact,
-    ) -> Result<FatFile<'a, T>, EspError> {
-        Ok(FatFile {
-            fat: self,
-            file: self.create(path)?,
-            check: Check::new(path, expected),
+        let options = fatfs::FsOptions::new();
+        let system = fatfs::FileSystem::new(Stream::new(target), options);
+        Ok(Self {
+            system: system.map_err(failed("", "open"))?,
         })
-    }
-
-    /// Writes a small file. Its folders are made.
-    ///
-    /// # Errors
-    /// The target failed.
-    pub fn write(&self, path: &str, bytes: &[u8]) -> Result<(), EspError> {
-        let mut file = self.create(path)?;
-        file.write_all(bytes)
-            .and_then(|()| file.flush())
-            .map_err(failed(path, "write"))
     }
 
     /// Reads a small file.
@@ -433,6 +571,36 @@ impl<T: Target> Fat<T> {
             .and_then(|mut file| file.read_to_end(&mut bytes))
             .map_err(failed(path, "read"))?;
         Ok(bytes)
+    }
+
+    /// Reads `length` bytes of a file from `offset` on, and gives `each` the pieces until
+    /// it wants no more. A file that is shorter ends earlier.
+    ///
+    /// # Errors
+    /// The target failed, or there is no such file.
+    pub fn read_part(
+        &self,
+        path: &str,
+        offset: u64,
+        length: u64,
+        mut each: impl FnMut(Vec<u8>) -> bool,
+    ) -> Result<(), EspError> {
+        let root = self.system.root_dir();
+        let mut file = root.open_file(path).map_err(failed(path, "open"))?;
+        file.seek(SeekFrom::Start(offset))
+            .map_err(failed(path, "read"))?;
+        let mut left = length;
+        while left > 0 {
+            let mut piece = Vec::with_capacity(PIECE);
+            let most = u64::try_from(PIECE).expect("a size in memory").min(left);
+            let read = (&mut file).take(most).read_to_end(&mut piece);
+            let count = read.map_err(failed(path, "read"))?;
+            left -= u64::try_from(count).expect("a size in memory");
+            if count == 0 || !each(piece) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Returns the boot entries.
@@ -450,167 +618,37 @@ impl<T: Target> Fat<T> {
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// Completes the file system and makes it durable.
+    /// Returns all files with their sizes, by path.
     ///
     /// # Errors
-    /// The target failed.
-    pub fn finish(mut self) -> Result<(), EspError> {
-        self.system.unmount().map_err(failed("", "complete"))?;
-        dots::correct(&mut self.target).map_err(failed("", "complete"))?;
-        self.target.flush().map_err(failed("", "flush"))
-    }
-
-    fn create(&self, path: &str) -> Result<fatfs::File<'_, Stream<Shared<T>>>, EspError> {
-        let mut folder = self.system.root_dir();
-        let (folders, name) = path.rsplit_once('/').unwrap_or(("", path));
-        for part in folders.split('/').filter(|part| !part.is_empty()) {
-            folder = folder
-                .create_dir(part)
-                .map_err(failed(path, "make folder"))?;
-        }
-        let mut file = folder.create_file(name).map_err(failed(path, "create"))?;
-        file.truncate().map_err(failed(path, "create"))?;
-        Ok(file)
-    }
-}
-
-/// Corrects what the library writes into the head of each folder.
-///
-/// Off-spec: `fatfs` 0.3 puts long-name entries before `.` and `..`, and lets
-/// `..` of a folder in the root point to the root's cluster where the
-/// specification wants 0. Linux and firmware do not mind; `fsck.fat` does, and
-/// its repair renames things.
-mod dots {
-    use std::io;
-
-    use crate::target::Target;
-
-    const ENTRY: usize = 32;
-    const DIRECTORY: u8 = 0x10;
-    const LONG_NAME: u8 = 0x0f;
-
-    struct Geometry {
-        fat: u64,
-        data: u64,
-        cluster: u64,
-        root: u32,
-    }
-
-    pub(super) fn correct(target: &mut impl Target) -> io::Result<()> {
-        let geometry = geometry(target)?;
-        let mut folders = vec![(geometry.root, true)];
-        while let Some((folder, is_root)) = folders.pop() {
-            for cluster in chain(target, &geometry, folder)? {
-                let mut entries = vec![0; usize::try_from(geometry.cluster).unwrap_or(0)];
-                let at = geometry.data + u64::from(cluster - 2) * geometry.cluster;
-                target.read_at(at, &mut entries)?;
-                for entry in entries.chunks_exact(ENTRY) {
-                    let child = first_cluster(entry);
-                    let counts = !matches!(entry[0], 0 | 0xe5 | b'.');
-                    if counts && entry[11] & DIRECTORY != 0 && entry[11] != LONG_NAME {
-                        correct_head(target, &geometry, child, is_root)?;
-                        folders.push((child, false));
-                    }
+    /// The target failed, or a folder lies deeper than any of ours.
+    pub fn files(&self) -> Result<Vec<(String, u64)>, EspError> {
+        const DEEP: usize = 16;
+        let mut found = Vec::new();
+        let mut open = vec![(String::new(), self.system.root_dir())];
+        while let Some((path, folder)) = open.pop() {
+            for entry in folder.iter() {
+                let entry = entry.map_err(failed(&path, "read"))?;
+                let name = entry.file_name();
+                if matches!(name.as_str(), "." | "..") {
+                    continue;
+                }
+                let inner = match path.as_str() {
+                    "" => name,
+                    path => format!("{path}/{name}"),
+                };
+                if entry.is_file() {
+                    found.push((inner, entry.len()));
+                } else if inner.split('/').count() < DEEP {
+                    open.push((inner, entry.to_dir()));
+                } else {
+                    // A damaged table can lead round in a circle.
+                    return Err(failed(&inner, "read")(io::ErrorKind::InvalidData.into()));
                 }
             }
         }
-        Ok(())
-    }
-
-    fn correct_head(
-        target: &mut impl Target,
-        geometry: &Geometry,
-        folder: u32,
-        in_root: bool,
-    ) -> io::Result<()> {
-        let at = geometry.data + u64::from(folder - 2) * geometry.cluster;
-        let mut head = [0; 4 * ENTRY];
-        target.read_at(at, &mut head)?;
-        if head[11] == LONG_NAME && head[ENTRY] == b'.' && head[2 * ENTRY + 11] == LONG_NAME {
-            head.copy_within(ENTRY..2 * ENTRY, 0);
-            head.copy_within(3 * ENTRY.., ENTRY);
-            // Two removed entries; the first bytes that are 0 would end the folder.
-            head[2 * ENTRY..].fill(0);
-            head[2 * ENTRY] = 0xe5;
-            head[3 * ENTRY] = 0xe5;
-        }
-        if in_root {
-            head[ENTRY + 20..ENTRY + 22].fill(0);
-            head[ENTRY + 26..ENTRY + 28].fill(0);
-        }
-        target.write_at(at, &head)
-    }
-
-    fn geometry(target: &mut impl Target) -> io::Result<Geometry> {
-        let mut boot = [0; 512];
-        target.read_at(0, &mut boot)?;
-        let two = |at: usize| u64::from(u16::from_le_bytes([boot[at], boot[at + 1]]));
-        let four =
-            |at: usize| u32::from_le_bytes([boot[at], boot[at + 1], boot[at + 2], boot[at + 3]]);
-        let sector = two(11);
-        let fat = two(14) * sector;
-        Ok(Geometry {
-            fat,
-            data: fat + u64::from(boot[16]) * u64::from(four(36)) * sector,
-            cluster: u64::from(boot[13]) * sector,
-            root: four(44),
-        })
-    }
-
-    fn chain(target: &mut impl Target, geometry: &Geometry, first: u32) -> io::Result<Vec<u32>> {
-        let mut clusters = vec![first];
-        let mut next = [0; 4];
-        loop {
-            let last = clusters[clusters.len() - 1];
-            target.read_at(geometry.fat + 4 * u64::from(last), &mut next)?;
-            match u32::from_le_bytes(next) & 0x0fff_ffff {
-                cluster @ 2..0x0fff_fff8 => clusters.push(cluster),
-                _ => return Ok(clusters),
-            }
-        }
-    }
-
-    fn first_cluster(entry: &[u8]) -> u32 {
-        let high = u16::from_le_bytes([entry[20], entry[21]]);
-        let low = u16::from_le_bytes([entry[26], entry[27]]);
-        u32::from(high) << 16 | u32::from(low)
-    }
-}
-
-/// A file on its way into a [`Fat`].
-pub struct FatFile<'a, T: Target> {
-    fat: &'a Fat<T>,
-    file: fatfs::File<'a, Stream<Shared<T>>>,
-    check: Check,
-}
-
-impl<T: Target> fmt::Debug for FatFile<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.check.fmt(f)
-    }
-}
-
-impl<T: Target> Incoming for FatFile<'_, T> {
-    fn push(&mut self, bytes: &[u8]) -> Result<(), EspError> {
-        self.check.push(bytes)?;
-        self.file
-            .write_all(bytes)
-            .map_err(failed(&self.check.path, "write"))
-    }
-
-    fn finish(mut self) -> Result<(), EspError> {
-        let path = self.check.path.clone();
-        self.file.flush().map_err(failed(&path, "write"))?;
-        let checked = self.check.finish();
-        if checked.is_err() {
-            drop(self.file);
-            self.fat
-                .system
-                .root_dir()
-                .remove(&path)
-                .map_err(failed(&path, "remove"))?;
-        }
-        checked
+        found.sort();
+        Ok(found)
     }
 }
 
@@ -655,6 +693,26 @@ impl Mounted {
     pub fn releases(&self) -> Result<Vec<ReleaseVersion>, EspError> {
         let names = self.names(RELEASES)?;
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// Returns the files in the folder of a release, by their paths on the partition.
+    ///
+    /// # Errors
+    /// A folder cannot be read.
+    pub fn release_files(&self, version: ReleaseVersion) -> Result<Vec<String>, EspError> {
+        let mut files = Vec::new();
+        let mut folders = vec![release_dir(version)];
+        while let Some(folder) = folders.pop() {
+            for name in self.names(&folder)? {
+                let path = format!("{folder}/{name}");
+                match self.path(&path).is_dir() {
+                    true => folders.push(path),
+                    false => files.push(path),
+                }
+            }
+        }
+        files.sort();
+        Ok(files)
     }
 
     fn names(&self, folder: &str) -> Result<Vec<String>, EspError> {
@@ -872,6 +930,7 @@ mod tests {
                 name: "backup".into(),
                 version: "1".into(),
                 image: artifact(path, b""),
+                verity: None,
             };
             component(version, &one)
         };
@@ -893,65 +952,69 @@ mod tests {
     }
 
     #[test]
-    fn a_fat_file_system_is_the_same_each_time_and_good_for_other_tools() {
+    fn an_esp_is_the_same_each_time_and_good_for_other_tools() {
         let folder = tempfile::tempdir().unwrap();
         let uki = crate::writer::tests::content(3 << 20, 7);
+        let path = "EFI/Linux/leapserv_2026.11.1+3.efi";
+        let files = || {
+            let file = |path: &str, content| EspFile {
+                path: path.to_owned(),
+                content,
+            };
+            vec![
+                file(LOADER_CONF, EspContent::Bytes(LOADER_CONF_TEXT.into())),
+                file(path, EspContent::Release(artifact("uki", &uki))),
+                file(LAYER_RAW, EspContent::Layer(artifact("layer", b"layer"))),
+            ]
+        };
         let make = |name: &str| {
-            let path = folder.path().join(name);
-            let mut disk = Disk::create(&path, 64 << 20).unwrap();
-            let fat = Fat::format(&mut disk, 0x1234_abcd).unwrap();
-            fat.write(LOADER_CONF, LOADER_CONF_TEXT.as_bytes()).unwrap();
-            for number in 0..40 {
-                fat.write(&format!("{RELEASES}/many/file-{number}"), b"x")
-                    .unwrap();
+            let place = folder.path().join(name);
+            let mut disk = Disk::create(&place, 64 << 20).unwrap();
+            // What lay there before must not show.
+            for at in 0..64 {
+                disk.write_at(at << 20, &[0xa5; 1 << 17]).unwrap();
             }
-            fat.write(BOOT_LOADER, b"a longer old one").unwrap();
-            fat.write(BOOT_LOADER, b"loader").unwrap();
-            let file = fat
-                .begin("EFI/Linux/leapserv_2026.11.1+3.efi", &artifact("uki", &uki))
-                .unwrap();
-            file.copy(&mut uki.as_slice()).unwrap();
-            let refused = fat
-                .begin("EFI/Linux/leapserv_2026.11.2.efi", &artifact("uki", &uki))
+            let birth = Birth::plan(64 << 20, 0x1234_abcd, files()).unwrap();
+            birth.begin(&mut disk).unwrap();
+            birth.place_bytes(LOADER_CONF, &mut disk).unwrap();
+            let refused = birth
+                .place(path, &mut disk)
                 .unwrap()
                 .copy(&mut &uki[1..])
                 .unwrap_err();
             assert!(matches!(refused, EspError::NotAsSigned { .. }));
-            fat.finish().unwrap();
-            path
+            birth
+                .place(path, &mut disk)
+                .unwrap()
+                .copy(&mut uki.as_slice())
+                .unwrap();
+            let layer = birth.place(LAYER_RAW, &mut disk).unwrap();
+            layer.copy(&mut &b"layer"[..]).unwrap();
+            assert!(birth.place("EFI/other", &mut disk).is_err());
+            // Nothing starts before the end, and it can be looked at all the same.
+            assert!(Fat::open(&mut disk).is_err());
+            let seen = Fat::open(birth.preview(&mut disk)).unwrap().read(path);
+            assert!(seen.unwrap() == uki);
+            birth.finish(&mut disk).unwrap();
+            place
         };
         let (one, two) = (make("one"), make("two"));
         assert!(fs::read(&one).unwrap() == fs::read(&two).unwrap());
-
         let fat = Fat::open(Disk::open_read_only(&one).unwrap()).unwrap();
         assert_eq!(
             fat.entries().unwrap(),
             [entry("leapserv_2026.11.1+3.efi").unwrap()]
         );
-        assert_eq!(fat.read(BOOT_LOADER).unwrap(), b"loader");
         assert!(fat.read(&fat.entries().unwrap()[0].path()).unwrap() == uki);
+        let files = fat.files().unwrap();
+        let expected = [
+            (path, 3 << 20),
+            (LAYER_RAW, 5),
+            (LOADER_CONF, LOADER_CONF_TEXT.len() as u64),
+        ];
+        assert_eq!(files, expected.map(|(path, size)| (path.to_owned(), size)));
 
         Tool::new("fsck.fat").arg("-nv").arg(&one).run().unwrap();
-        let said = Tool::new("mdir")
-            .args(["-/", "-b", "-i"])
-            .arg(&one)
-            .arg("::/")
-            .text()
-            .unwrap();
-        assert!(
-            said.contains("::/EFI/Linux/leapserv_2026.11.1+3.efi"),
-            "{said}"
-        );
-        assert!(said.contains("::/EFI/BOOT/BOOTX64.EFI"), "{said}");
-        assert!(!said.contains("2026.11.2"), "{said}");
-        // Firmware refuses to rename a file of day 0 in month 0.
-        let said = Tool::new("mdir")
-            .arg("-i")
-            .arg(&one)
-            .arg("::/EFI/Linux")
-            .text()
-            .unwrap();
-        assert!(said.contains("1980-01-01"), "{said}");
     }
 
     #[test]
@@ -1004,6 +1067,15 @@ mod tests {
         esp.write(&manifest(version), b"{}").unwrap();
         assert_eq!(esp.releases().unwrap(), [version]);
         assert_eq!(esp.read(&manifest(version)).unwrap(), b"{}");
+        esp.write(&format!("{RELEASES}/2026.11.2/a/b.raw"), b"b")
+            .unwrap();
+        assert_eq!(
+            esp.release_files(version).unwrap(),
+            [
+                "leapserv/releases/2026.11.2/a/b.raw",
+                "leapserv/releases/2026.11.2/manifest.json"
+            ]
+        );
         esp.remove_release(version).unwrap();
         esp.remove_release(version).unwrap();
         assert_eq!(esp.releases().unwrap(), []);

@@ -13,7 +13,7 @@ use ::gpt::disk::LogicalBlockSize;
 use ::gpt::partition::Partition as Entry;
 use ::gpt::partition_types::{OperatingSystem, Type};
 use ::gpt::{GptConfig, mbr};
-use model::Digest;
+use model::{Architecture, Digest};
 
 use crate::layout::{Layout, Part, Partition, Slot};
 use crate::target::{Stream, Target};
@@ -48,7 +48,7 @@ pub enum TableError {
 /// # Errors
 /// The disk failed, or the layout does not fit its sectors.
 pub fn write(disk: &mut impl Target, layout: &Layout) -> Result<(), TableError> {
-    write_encoded(disk, &encode(disk, layout)?)
+    write_encoded(disk, &encode(block_size(disk)?, layout)?)
 }
 
 /// Reads the table: the primary one, or the backup where that is broken.
@@ -69,17 +69,31 @@ pub fn set_slot(disk: &mut impl Target, slot: Slot, root_hash: &Digest) -> Resul
     let (mut layout, health) = read_either(disk)?;
     if health == Health::PrimaryBroken {
         // The backup is the only whole table: it must not be touched first.
-        let restored = encode(disk, &layout)?;
+        let restored = encode(block_size(disk)?, &layout)?;
         write_half(disk, &restored.primary)?;
     }
     layout.set_slot(slot, root_hash);
-    write_encoded(disk, &encode(disk, &layout)?)
+    write_encoded(disk, &encode(block_size(disk)?, &layout)?)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Health {
     PrimaryGood,
     PrimaryBroken,
+}
+
+/// Returns the table as bytes with their places, for a disk with sectors of 512 bytes.
+///
+/// # Errors
+/// The layout does not fit its sectors.
+pub fn pieces(layout: &Layout) -> Result<[(u64, Vec<u8>); 4], TableError> {
+    let Encoded { primary, backup } = encode(LogicalBlockSize::Lb512, layout)?;
+    Ok([
+        primary.header,
+        primary.entries,
+        backup.entries,
+        backup.header,
+    ])
 }
 
 /// One of the two tables as bytes: its entries, and the header that makes them count.
@@ -112,11 +126,10 @@ fn block_size(disk: &impl Target) -> Result<LogicalBlockSize, TableError> {
 }
 
 /// Lets the library write into memory, so that the order on the disk is ours.
-fn encode(disk: &impl Target, layout: &Layout) -> Result<Encoded, TableError> {
-    let block = block_size(disk)?;
+fn encode(block: LogicalBlockSize, layout: &Layout) -> Result<Encoded, TableError> {
     let size = block.as_u64();
     let sectors = layout.disk_size / size;
-    let mut memory = Overlay::new(disk.size());
+    let mut memory = Overlay::new(layout.disk_size);
     let protective =
         mbr::ProtectiveMBR::with_lb_size(u32::try_from(sectors - 1).unwrap_or(u32::MAX));
     let encode_error = |error: io::Error| TableError::Encode(error.into());
@@ -135,7 +148,7 @@ fn encode(disk: &impl Target, layout: &Layout) -> Result<Encoded, TableError> {
         .map(|partition| {
             let entry = Entry {
                 part_type_guid: Type {
-                    guid: partition.part.type_guid(),
+                    guid: partition.part.type_guid(layout.architecture),
                     os: OperatingSystem::None,
                 },
                 part_guid: partition.guid,
@@ -208,17 +221,24 @@ fn read_either(disk: &mut impl Target) -> Result<(Layout, Health), TableError> {
             (entries, guid, Health::PrimaryBroken)
         }
     };
+    let is = |part: Part, architecture| {
+        let entry = entries.get(&part.number());
+        entry.filter(|entry| {
+            entry.name == part.label() && entry.part_type_guid.guid == part.type_guid(architecture)
+        })
+    };
+    let not = |part: Part| TableError::Foreign {
+        problem: format!("partition {} is not {part}", part.number()),
+    };
+    let root = Part::Root(Slot::A);
+    let architecture = Architecture::ALL
+        .into_iter()
+        .find(|architecture| is(root, *architecture).is_some())
+        .ok_or_else(|| not(root))?;
     let partitions = Part::ALL
         .into_iter()
         .map(|part| {
-            let entry = entries
-                .get(&part.number())
-                .filter(|entry| {
-                    entry.name == part.label() && entry.part_type_guid.guid == part.type_guid()
-                })
-                .ok_or_else(|| TableError::Foreign {
-                    problem: format!("partition {} is not {part}", part.number()),
-                })?;
+            let entry = is(part, architecture).ok_or_else(|| not(part))?;
             let bytes = entry
                 .sectors_len()
                 .ok()
@@ -243,6 +263,7 @@ fn read_either(disk: &mut impl Target) -> Result<(Layout, Health), TableError> {
     let layout = Layout {
         disk_size: size,
         disk_guid: guid,
+        architecture,
         partitions,
     };
     Ok((layout, health))
@@ -369,12 +390,14 @@ impl Seek for Overlay {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::fault::Machine;
     use crate::layout::MIN_DISK_SIZE;
 
     fn layout() -> Layout {
-        Layout::plan(MIN_DISK_SIZE, &Digest::of(b"seed")).unwrap()
+        Layout::plan(MIN_DISK_SIZE, &Digest::of(b"seed"), Architecture::Amd64).unwrap()
     }
 
     #[test]
@@ -439,6 +462,45 @@ mod tests {
             }
         }
         assert!(olds > 0 && news > 0);
+    }
+
+    proptest! {
+        /// Headers have checksums: half of the damage gets new ones, or nothing behind
+        /// them would be read.
+        #[test]
+        fn no_damage_makes_the_reader_panic(
+            flips in proptest::collection::vec((0..34u64 * 512, 1..=255u8), 1..8),
+            mended in any::<bool>(),
+        ) {
+            let mut disk = Machine::new(MIN_DISK_SIZE);
+            write(&mut disk, &layout()).unwrap();
+            for (at, by) in flips {
+                let mut byte = [0];
+                disk.read_at(at, &mut byte).unwrap();
+                disk.write_at(at, &[byte[0] ^ by]).unwrap();
+            }
+            if mended {
+                let mut entries = vec![0; 128 * 128];
+                disk.read_at(1024, &mut entries).unwrap();
+                let mut header = [0; 512];
+                disk.read_at(512, &mut header).unwrap();
+                header[88..92].copy_from_slice(&crc32(&entries).to_le_bytes());
+                header[16..20].fill(0);
+                let sum = crc32(&header[..92]);
+                header[16..20].copy_from_slice(&sum.to_le_bytes());
+                disk.write_at(512, &header).unwrap();
+            }
+            let _ = read(&mut disk);
+        }
+    }
+
+    /// The checksum of the UEFI specification's tables (5.3.2).
+    fn crc32(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(!0u32, |sum, byte| {
+            (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
+                (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg())
+            })
+        })
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use model::Digest;
+use model::{Architecture, Digest};
 use uuid::{Uuid, uuid};
 
 /// Partitions begin and end at multiples of this many bytes.
@@ -104,15 +104,18 @@ impl Part {
         }
     }
 
-    /// Returns the type GUID of the Discoverable Partitions Specification, for x86-64.
-    pub fn type_guid(self) -> Uuid {
-        match self {
-            Self::Esp => uuid!("c12a7328-f81f-11d2-ba4b-00a0c93ec93b"),
-            Self::Root(_) => uuid!("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"),
-            Self::Verity(_) => uuid!("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5"),
+    /// Returns the type GUID of the Discoverable Partitions Specification: root and
+    /// verity have one for each architecture.
+    pub fn type_guid(self, architecture: Architecture) -> Uuid {
+        match (self, architecture) {
+            (Self::Esp, _) => uuid!("c12a7328-f81f-11d2-ba4b-00a0c93ec93b"),
+            (Self::Root(_), Architecture::Amd64) => uuid!("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"),
+            (Self::Root(_), Architecture::Arm64) => uuid!("b921b045-1df0-41c3-af44-4c6f280d3fae"),
+            (Self::Verity(_), Architecture::Amd64) => uuid!("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5"),
+            (Self::Verity(_), Architecture::Arm64) => uuid!("df3300ce-d69f-4c92-978c-9bfb0f38d820"),
             // "Generic Linux data": nothing mounts it by itself. The type of
             // `/var` would want its GUID to be derived from the machine id.
-            Self::Data => uuid!("0fc63daf-8483-4772-8e79-3d69d8477de4"),
+            (Self::Data, _) => uuid!("0fc63daf-8483-4772-8e79-3d69d8477de4"),
         }
     }
 
@@ -167,6 +170,8 @@ pub struct Layout {
     pub disk_size: u64,
     /// GUID of the disk.
     pub disk_guid: Uuid,
+    /// Whose operating system the slots are for.
+    pub architecture: Architecture,
     /// The partitions in the order of [`Part::ALL`].
     pub partitions: Vec<Partition>,
 }
@@ -183,14 +188,18 @@ pub enum LayoutError {
 }
 
 impl Layout {
-    /// Plans the table of a disk of `disk_size` bytes.
+    /// Plans the table of a disk of `disk_size` bytes for machines of `architecture`.
     ///
     /// All GUIDs are derived from `seed`: the same seed gives the same table,
     /// and a seed that is unique to a disk gives GUIDs that are.
     ///
     /// # Errors
     /// When the disk is smaller than [`MIN_DISK_SIZE`].
-    pub fn plan(disk_size: u64, seed: &Digest) -> Result<Self, LayoutError> {
+    pub fn plan(
+        disk_size: u64,
+        seed: &Digest,
+        architecture: Architecture,
+    ) -> Result<Self, LayoutError> {
         if disk_size < MIN_DISK_SIZE {
             return Err(LayoutError::TooSmall { size: disk_size });
         }
@@ -219,6 +228,7 @@ impl Layout {
         Ok(Self {
             disk_size,
             disk_guid: derived_guid(seed, "disk"),
+            architecture,
             partitions,
         })
     }
@@ -285,7 +295,7 @@ mod tests {
     #[test]
     fn partitions_lie_one_after_the_other_and_leave_room_for_both_tables() {
         for size in [MIN_DISK_SIZE, MIN_DISK_SIZE + 12_345, 64 << 30] {
-            let layout = Layout::plan(size, &seed()).unwrap();
+            let layout = Layout::plan(size, &seed(), Architecture::Amd64).unwrap();
             let mut end = ALIGNMENT;
             for partition in &layout.partitions {
                 assert_eq!(partition.start, end);
@@ -301,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_too_small_is_refused() {
-        let refused = Layout::plan(MIN_DISK_SIZE - 1, &seed()).unwrap_err();
+        let refused = Layout::plan(MIN_DISK_SIZE - 1, &seed(), Architecture::Amd64).unwrap_err();
         assert_eq!(
             refused,
             LayoutError::TooSmall {
@@ -312,9 +322,13 @@ mod tests {
 
     #[test]
     fn guids_depend_on_the_seed_and_on_nothing_else() {
-        let one = Layout::plan(MIN_DISK_SIZE, &seed()).unwrap();
-        assert_eq!(one, Layout::plan(MIN_DISK_SIZE, &seed()).unwrap());
-        let other = Layout::plan(MIN_DISK_SIZE, &Digest::of(b"other")).unwrap();
+        let one = Layout::plan(MIN_DISK_SIZE, &seed(), Architecture::Amd64).unwrap();
+        assert_eq!(
+            one,
+            Layout::plan(MIN_DISK_SIZE, &seed(), Architecture::Amd64).unwrap()
+        );
+        let other =
+            Layout::plan(MIN_DISK_SIZE, &Digest::of(b"other"), Architecture::Amd64).unwrap();
         let mut guids: Vec<_> = [&one, &other]
             .into_iter()
             .flat_map(|layout| layout.partitions.iter().map(|p| p.guid))
@@ -330,7 +344,7 @@ mod tests {
         let hash: Digest = "00112233445566778899aabbccddeeffffeeddccbbaa99887766554433221100"
             .parse()
             .unwrap();
-        let mut layout = Layout::plan(MIN_DISK_SIZE, &seed()).unwrap();
+        let mut layout = Layout::plan(MIN_DISK_SIZE, &seed(), Architecture::Amd64).unwrap();
         assert_eq!(layout.slot_of(&hash), None);
         layout.set_slot(Slot::B, &hash);
         assert_eq!(layout.slot_of(&hash), Some(Slot::B));
@@ -342,5 +356,30 @@ mod tests {
             layout.partition(Part::Verity(Slot::B)).guid.to_string(),
             "ffeeddcc-bbaa-9988-7766-554433221100"
         );
+    }
+
+    #[test]
+    fn another_architecture_changes_the_types_of_root_and_verity_alone() {
+        let text = |architecture| {
+            let layout = Layout::plan(MIN_DISK_SIZE, &seed(), architecture).unwrap();
+            let lines = layout.partitions.iter().map(|partition| {
+                let part = partition.part;
+                format!(
+                    "{part} {} {} {}\n",
+                    part.type_guid(architecture),
+                    partition.start >> 20,
+                    partition.size >> 20
+                )
+            });
+            lines.collect::<String>()
+        };
+        for architecture in Architecture::ALL {
+            let golden = match architecture {
+                Architecture::Amd64 => include_str!("layout.amd64.golden"),
+                Architecture::Arm64 => include_str!("layout.arm64.golden"),
+            };
+            let text = text(architecture);
+            assert_eq!(text, golden, "\n{text}");
+        }
     }
 }

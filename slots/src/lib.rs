@@ -8,11 +8,14 @@
 //!
 //! Flow: [`layout`] plans the partition table, [`gpt`] writes it, [`writer`]
 //! fills a slot from a verified release, [`esp`] holds the boot loader, the
-//! kernels and the releases' small files. [`decide`] chooses the slot to
-//! write; [`compose`] does all of it at once for a whole disk.
+//! kernels and the releases' small files, in a file system that [`fat`] plans.
+//! [`decide`] chooses the slot to write; [`compose`] does all of it at once for
+//! a whole disk. A disk that is only to be read need not lie anywhere: [`stock`]
+//! composes it of [`extents`], and [`serve`] sends any range of it.
 //!
 //! It deliberately does not fetch anything, knows no clock, makes no random
-//! number, and touches neither the data partition nor a file system mount.
+//! number, and touches no file system mount. Of the data partition it makes only
+//! the empty template that composed disks share.
 //! It accepts releases only as [`model::Verified`].
 
 pub mod layout;
@@ -23,14 +26,29 @@ pub mod gpt;
 
 pub mod writer;
 
+pub mod fat;
+
 pub mod esp;
+
+pub mod enrol;
 
 pub mod decide;
 
 pub mod compose;
 
+pub mod extents;
+
+pub mod stock;
+
+pub mod http;
+
+pub mod serve;
+
 #[cfg(test)]
 mod fault;
+
+#[cfg(test)]
+mod first_layout;
 
 pub use layout::{Layout, Part, Slot};
 pub use target::{Disk, Target, Window};

@@ -73,13 +73,18 @@ impl<'a> Image<'a> {
         self.0.size
     }
 
+    /// Size of the stored form in bytes.
+    pub fn stored_size(&self) -> u64 {
+        self.0.stored_size
+    }
+
     /// Number of segments.
     pub fn segments(&self) -> usize {
         self.0.segments.len()
     }
 
-    /// Says what the image is, to tell one journal from another.
-    fn identity(&self) -> Digest {
+    /// Says what the image is: equal identities mean equal content.
+    pub fn identity(&self) -> Digest {
         let mut bytes = Vec::with_capacity(self.0.segments.len() * 32 + 8);
         bytes.extend_from_slice(&self.0.size.to_le_bytes());
         for segment in &self.0.segments {
@@ -663,7 +668,8 @@ pub(crate) mod tests {
     pub(crate) fn manifest(root: SegmentedImage, verity: SegmentedImage) -> ReleaseManifest {
         ReleaseManifest {
             version: "2026.11.1".parse().unwrap(),
-            architecture: "amd64".into(),
+            revision: 0,
+            architecture: model::Architecture::Amd64,
             root_hash: Digest::of(b"root hash"),
             root,
             verity,
@@ -671,7 +677,9 @@ pub(crate) mod tests {
             boot_loader: artifact("systemd-bootx64.efi", b"loader"),
             installer: artifact("installer.efi", b"installer"),
             components: vec![],
+            documents: Vec::new(),
             tries: 3,
+            secure_boot: None,
         }
     }
 

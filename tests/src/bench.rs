@@ -13,12 +13,23 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::lab::story::Report;
-use crate::story::Stage;
+use crate::story::{Sizes, Stage};
+
+pub mod boot;
+pub mod compose;
 
 /// Seconds from power-on to "in service" that we aim at, without KVM on 2 cores.
 const BIRTH: f64 = 90.0;
 /// Seconds from power-on of the new machine to the restored gallery that we aim at.
 const REBIRTH: f64 = 150.0;
+/// Seconds from the installed kernel's start to the first check-in that we aim at.
+const KERNEL: f64 = 25.0;
+/// A cold build beside its peer: so many times as long at most.
+const COLD: f64 = 1.15;
+/// Seconds of a build after a change in one component that we aim at.
+const COMPONENT: f64 = 5.0;
+/// Memory of any step of a build that we aim at, in MiB.
+const MEMORY: f64 = 1024.0;
 /// Seconds of the whole story that we aim at.
 const STORY: f64 = 1200.0;
 
@@ -65,6 +76,7 @@ pub fn of_story(report: &Report) -> Vec<Figure> {
             let figure = Figure::seconds(format!("{}: {name}", step.name), *seconds);
             figures.push(match (step.name.as_str(), name.as_str()) {
                 ("birth", "power-on to in service") => figure.aim(BIRTH),
+                ("birth", "kernel start to in service") => figure.aim(KERNEL),
                 ("death", "power-on to restored gallery") => figure.aim(REBIRTH),
                 _ => figure,
             });
@@ -93,12 +105,16 @@ pub fn builds(stage: &Stage) -> anyhow::Result<Vec<Figure>> {
         copy.arg(from.join(part)).arg(work.join("cache")).run()?;
     }
     let keys = absolute(&stage.build.join("keys"))?;
-    let build = |out: &str| {
+    let lock = absolute(&stage.build.join("leapserv.lock"))?;
+    let recipe = absolute(&stage.recipes.join("leapserv.toml"))?;
+    let build = |recipe: &Path, out: &str| {
         Tool::new(stage.programs.join("leap-image"))
             .arg("build")
-            .arg(stage.recipes.join("leapserv.toml"))
+            .arg(recipe)
             .args(["--version", "2026.11.9", "--bin-dir"])
             .arg(&stage.programs)
+            .arg("--lock")
+            .arg(&lock)
             .arg("--out")
             .arg(work.join(out))
             .arg("--cache")
@@ -108,24 +124,85 @@ pub fn builds(stage: &Stage) -> anyhow::Result<Vec<Figure>> {
             .arg("--trust-root")
             .arg(keys.join("trust-root.json"))
     };
-    let cold = timed("leap-image build, cold", &build("cold"))?;
+    let cold = timed("leap-image build, cold", &build(&recipe, "cold"))?;
+    // The largest process so far: all before it in the story were servers of a few MiB.
+    let memory = largest_child();
     let release = work.join("cold/2026.11.9");
     let packages = packages(&release.join("lock.json"))?;
-    let peer = timed("plain mmdebstrap", &mmdebstrap(&work, &packages)?)?;
-    let warm = timed("leap-image build, warm", &build("warm"))?;
+    let install = timed("plain mmdebstrap", &mmdebstrap(&work, &packages)?)?;
+    let pack = timed("mkfs.erofs", &mkfs_erofs(&work)?)?;
+    let warm = timed("leap-image build, warm", &build(&recipe, "warm"))?;
+    let changed = with_another_component(&stage.recipes, &work)?;
+    let component = timed(
+        "leap-image build, another component",
+        &build(&changed, "component"),
+    )?;
+    let peer = Some(install + pack);
     let mut figures = vec![
         Figure {
-            peer: Some(peer),
-            ..Figure::seconds("release build, cold, beside plain mmdebstrap", cold)
+            peer,
+            aim: Some(COLD * (install + pack)),
+            ..Figure::seconds(
+                "release build, cold, beside mmdebstrap and mkfs.erofs",
+                cold,
+            )
         },
         Figure {
-            peer: Some(peer),
-            ..Figure::seconds("release build, warm, beside plain mmdebstrap", warm)
+            peer,
+            ..Figure::seconds("release build, warm, beside the same", warm)
+        },
+        Figure::seconds("release build after a change in one component", component).aim(COMPONENT),
+        Figure {
+            unit: "MiB",
+            ..Figure::seconds("largest process of a cold build", memory).aim(MEMORY)
         },
     ];
     figures.extend(sizes(&release)?);
     std::fs::remove_dir_all(&work).context("remove the builds")?;
     Ok(figures)
+}
+
+/// The largest resident set of a process that we waited for, in MiB, with those that
+/// they waited for.
+fn largest_child() -> f64 {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_CHILDREN);
+    // The kernel counts in KiB.
+    usage.map_or(f64::NAN, |usage| {
+        u32::try_from(usage.max_rss()).map_or(f64::NAN, f64::from) / 1024.0
+    })
+}
+
+/// The recipe with another version of its component.
+fn with_another_component(recipes: &Path, work: &Path) -> anyhow::Result<PathBuf> {
+    let folder = work.join("recipes");
+    let copy = Tool::new("cp").arg("-a");
+    copy.arg(recipes).arg(&folder).run()?;
+    let recipe = folder.join("leapserv.toml");
+    let text = std::fs::read_to_string(&recipe).context("read the recipe")?;
+    let changed = text.replace("version = \"0.1.0\"", "version = \"0.1.1\"");
+    ensure!(changed != text, "the recipe has no component 0.1.0");
+    std::fs::write(&recipe, changed).context("write the recipe")?;
+    Ok(recipe)
+}
+
+/// `mkfs.erofs` of the release's tools on what the peer has installed.
+fn mkfs_erofs(work: &Path) -> anyhow::Result<Tool> {
+    let steps = work.join("cache/steps");
+    let entries = std::fs::read_dir(&steps).context("read the build's steps")?;
+    let tools = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("tools-")
+        })
+        .context("the build has no tools")?;
+    Ok(Tool::new(tools.join("lib64/ld-linux-x86-64.so.2"))
+        .arg("--library-path")
+        .arg(tools.join("usr/lib/x86_64-linux-gnu"))
+        .arg(tools.join("usr/bin/mkfs.erofs"))
+        .args(["--quiet", "--tar=f"])
+        .args([work.join("peer.erofs"), work.join("peer.tar")]))
 }
 
 fn timed(what: &str, tool: &Tool) -> anyhow::Result<f64> {
@@ -181,14 +258,9 @@ fn sources(apt: &Path) -> anyhow::Result<PathBuf> {
     found.with_context(|| format!("{}: has no package sources", apt.display()))
 }
 
-/// The sizes of a release that people ask for, with what we aim at.
+/// The sizes of a release, with what we aim at.
 fn sizes(release: &Path) -> anyhow::Result<Vec<Figure>> {
-    let manifest = crate::story::manifest(release)?;
-    let mib = |value: &Value| value.as_f64().unwrap_or(0.0) / f64::from(1 << 20);
-    let download = mib(&manifest["root"]["stored_size"])
-        + mib(&manifest["verity"]["stored_size"])
-        + mib(&manifest["uki"]["size"])
-        + mib(&manifest["components"][0]["image"]["size"]);
+    let sizes = Sizes::of(release)?;
     let figure = |what: &str, ours, aim| Figure {
         what: what.to_owned(),
         unit: "MiB",
@@ -197,14 +269,10 @@ fn sizes(release: &Path) -> anyhow::Result<Vec<Figure>> {
         aim: Some(aim),
     };
     Ok(vec![
-        figure(
-            "root image, uncompressed",
-            mib(&manifest["root"]["size"]),
-            400.0,
-        ),
-        figure("whole download, compressed", download, 120.0),
-        figure("kernel image", mib(&manifest["uki"]["size"]), 48.0),
-        figure("installer", mib(&manifest["installer"]["size"]), 48.0),
+        figure("root image, uncompressed", sizes.root, 400.0),
+        figure("whole download, compressed", sizes.download, 120.0),
+        figure("kernel image", sizes.kernel, 48.0),
+        figure("installer", sizes.installer, 48.0),
     ])
 }
 

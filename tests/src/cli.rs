@@ -1,6 +1,9 @@
 //! The command line of `leap-lab`.
 
 mod bench;
+mod bench_births;
+mod bench_boot;
+mod bench_disks;
 mod check_host;
 mod console;
 mod debug;
@@ -8,6 +11,8 @@ mod demo;
 mod enter;
 mod inside;
 mod lab;
+mod matrix;
+mod reproduce;
 mod run;
 mod self_test;
 
@@ -59,9 +64,16 @@ pub struct Options {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Demo),
+    Matrix(matrix::Matrix),
     Lab(lab::Lab),
     Run(run::Run),
     Bench(bench::Bench),
+    Reproduce(reproduce::Reproduce),
+    BenchDisks(bench_disks::BenchDisks),
+    BenchBirths(bench_births::BenchBirths),
+    BenchBoot(bench_boot::BenchBoot),
+    ServeBoot(bench_boot::ServeBoot),
+    FetchBoot(bench_boot::FetchBoot),
     CheckHost(check_host::CheckHost),
     SelfTest(self_test::SelfTest),
     Inside(inside::InsideArgs),
@@ -85,9 +97,16 @@ impl Cli {
         let options = &self.options;
         match self.command {
             Command::Demo(command) => command.run(options).await,
+            Command::Matrix(command) => command.run(options).await,
             Command::Lab(command) => command.run(options).await,
             Command::Run(command) => command.run(options).await,
             Command::Bench(command) => command.run(options).await,
+            Command::Reproduce(command) => command.run(options).await,
+            Command::BenchDisks(command) => command.run(options).await,
+            Command::BenchBirths(command) => command.run(options).await,
+            Command::BenchBoot(command) => command.run(options).await,
+            Command::ServeBoot(command) => command.run().await,
+            Command::FetchBoot(command) => Ok(command.run()),
             Command::CheckHost(command) => command.run(options).await,
             Command::SelfTest(command) => command.run(options).await,
             Command::Inside(command) => command.run(options).await,

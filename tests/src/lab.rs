@@ -14,6 +14,10 @@ pub mod server;
 
 pub mod network;
 
+pub mod loss;
+
+pub mod neighbour;
+
 pub mod accelerator;
 
 pub mod machine;

@@ -20,4 +20,6 @@ pub mod cli;
 
 pub mod bench;
 
+pub mod reproduce;
+
 mod self_test;

@@ -11,7 +11,7 @@ use crate::lab::accelerator::Accelerator;
 use crate::lab::gallery::{Gallery, difference, tree_of};
 use crate::lab::isolation::{Errand, Inside};
 use crate::lab::log::LogTail;
-use crate::lab::machine::{Disk, Hardware, Machine, mac};
+use crate::lab::machine::{Disk, DiskKind, Firmware, Hardware, Machine, mac};
 use crate::lab::network::{Network, Wiring, host};
 use crate::lab::pcap::{Capture, DhcpKind};
 use crate::lab::process::Recipe;
@@ -114,7 +114,10 @@ async fn firmware_asks_for_an_address(
         disks: vec![Disk {
             serial: "LABDISK1".to_owned(),
             size: 1 << 30,
+            kind: DiskKind::Virtio,
         }],
+        tpm: false,
+        firmware: Firmware::Ovmf,
     };
     let mut machine = Machine::build(hardware, &folder)?;
     step.waiting("trying KVM");

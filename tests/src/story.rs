@@ -1,13 +1,15 @@
 //! The whole life of a unit, told with our real programs on the laboratory.
 //!
-//! Ten steps from an empty disk to the dead machine that wakes up. Each is what
+//! Eleven steps from an empty disk to the dead machine that wakes up. Each is what
 //! an operator would type, and each is judged from outside the unit where that
 //! is possible. [`tell`] is the demo; the laboratory for people and the
 //! end-to-end test are the same story, stopped earlier or looked at longer.
 
 mod birth;
+pub mod births;
 mod centre;
 mod death;
+pub mod matrix;
 mod operator;
 mod releases;
 mod service;
@@ -19,7 +21,7 @@ use std::path::PathBuf;
 use crate::lab::isolation::Inside;
 use crate::lab::story::{Output, Report, STEPS, Story};
 
-pub(crate) use releases::manifest;
+pub(crate) use releases::{FIRST, Sizes};
 pub use world::World;
 
 /// Where the programs, the recipes and the results are.
@@ -116,6 +118,14 @@ async fn step(
             let title = "Update: a good release is published";
             story
                 .step(name, title, async |step| updates::good(world, step).await)
+                .await
+        }
+        "component" => {
+            let title = "Component: the backup engine alone is replaced, without a restart";
+            story
+                .step(name, title, async |step| {
+                    updates::component(inside, world, step).await
+                })
                 .await
         }
         "bad-release" => {

@@ -57,6 +57,17 @@ impl Authority {
         Ok(authority)
     }
 
+    /// Returns a secret that only the holder of the CA's key can make, for one use.
+    ///
+    /// The same use gives the same secret.
+    pub fn secret(&self, purpose: &str) -> [u8; 32] {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, self.key.serialized_der());
+        let tag = ring::hmac::sign(&key, purpose.as_bytes());
+        let mut secret = [0; 32];
+        secret.copy_from_slice(tag.as_ref());
+        secret
+    }
+
     /// The CA's certificate (PEM).
     pub fn certificate(&self) -> &str {
         &self.certificate
@@ -129,7 +140,8 @@ impl Authority {
 
 /// What a machine makes for itself at birth.
 pub struct DeviceRequest {
-    /// The private key (PKCS #8 PEM). It never leaves the machine.
+    /// The private key: PKCS #8 PEM, or the file of a key in a TPM. It never leaves the
+    /// machine.
     pub key: String,
     /// The certificate signing request (PEM).
     pub csr: String,
@@ -151,17 +163,21 @@ impl std::fmt::Debug for DeviceRequest {
 /// The system has no randomness.
 pub fn device_request() -> Result<DeviceRequest> {
     let key = KeyPair::generate().context("make the device key")?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = common_name("leapserv device");
-    let csr = params
-        .serialize_request(&key)
-        .and_then(|csr| csr.pem())
-        .context("make the certificate request")?;
     Ok(DeviceRequest {
         public_key: Digest::of(&key.subject_public_key_info()),
+        csr: request_of(&key)?,
         key: key.serialize_pem(),
-        csr,
     })
+}
+
+/// Returns the request (PEM) for a device key's certificate.
+pub(crate) fn request_of(key: &impl rcgen::SigningKey) -> Result<String> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = common_name("leapserv device");
+    params
+        .serialize_request(key)
+        .and_then(|csr| csr.pem())
+        .context("make the certificate request")
 }
 
 /// Returns SHA-256 of the public key in a request, after checking that its holder signed it.

@@ -19,7 +19,11 @@ pub mod ca;
 
 pub mod client;
 
+pub mod device;
+
 pub mod server;
+
+pub mod time;
 
 /// Makes `ring` the process's provider of cryptography. May be called again.
 pub fn install_provider() {

@@ -89,9 +89,15 @@ pub async fn apply(job: &Job<'_>, mut say: impl FnMut(Progress)) -> Result<()> {
     for component in &job.manifest.components {
         let path = esp::component(version, component)
             .ok_or_else(|| anyhow!("component {}: path leads out", component.name))?;
-        place(job, &path, &component.image).await?;
+        place(job.site, job.files, &path, &component.image).await?;
     }
-    place(job, esp::BOOT_LOADER, &job.manifest.boot_loader).await?;
+    place(
+        job.site,
+        job.files,
+        esp::boot_loader(job.manifest.architecture),
+        &job.manifest.boot_loader,
+    )
+    .await?;
     let mut disk = open(job)?;
     tokio::task::block_in_place(|| {
         slots::gpt::set_slot(&mut disk, job.plan.slot, &job.manifest.root_hash)
@@ -99,7 +105,7 @@ pub async fn apply(job: &Job<'_>, mut say: impl FnMut(Progress)) -> Result<()> {
     drop(disk);
     // The commit.
     let entry = Entry::new(version, job.manifest.tries);
-    place(job, &entry.path(), &job.manifest.uki).await?;
+    place(job.site, job.files, &entry.path(), &job.manifest.uki).await?;
     for (_, _, name) in images {
         forget(&journal(job, name)).context("remove journal")?;
     }
@@ -221,29 +227,57 @@ async fn fetch_once<T: Target>(
 }
 
 /// Brings one file of the release onto the ESP, unless it is there as signed.
-async fn place(job: &Job<'_>, path: &str, artifact: &Artifact) -> Result<()> {
-    let esp = job.site.esp();
+///
+/// After an interruption it goes on where it was.
+///
+/// # Errors
+/// The sky or the ESP failed, or the file is not as signed: it has no name then.
+pub(crate) async fn place(
+    site: &Site,
+    files: &Files,
+    path: &str,
+    artifact: &Artifact,
+) -> Result<()> {
+    let esp = site.esp();
     if tokio::task::block_in_place(|| esp.holds(path, artifact))? {
         return Ok(());
     }
+    let mut file = esp.begin(path, artifact)?;
+    let mut received = 0;
     for attempt in 1.. {
         let fetched = async {
-            let mut file = esp.begin(path, artifact)?;
-            let mut download = job.files.whole(&artifact.path).await?;
+            let mut download = if received == 0 {
+                files.whole(&artifact.path).await?
+            } else {
+                let rest = artifact.size - received;
+                files.range(&artifact.path, received, rest).await?
+            };
             while let Some(bytes) = download.next().await? {
                 tokio::task::block_in_place(|| file.push(&bytes))?;
+                received += bytes.len() as u64;
             }
-            tokio::task::block_in_place(|| file.finish())?;
+            anyhow::ensure!(
+                received >= artifact.size,
+                "fetch {}: ended early",
+                artifact.path
+            );
             anyhow::Ok(())
         };
-        match fetched.await {
+        let problem = match fetched.await {
             Ok(()) => break,
-            Err(problem) if attempt == TRIES => return Err(problem),
-            Err(problem) => {
-                tracing::warn!(problem = format!("{problem:#}"), "download interrupted");
-                tokio::time::sleep(Duration::from_secs(1 << attempt.min(4))).await;
-            }
+            Err(problem) => problem,
+        };
+        if attempt == TRIES || problem.is::<esp::EspError>() {
+            return Err(problem);
         }
+        tracing::warn!(
+            problem = format!("{problem:#}"),
+            attempt,
+            received,
+            "download interrupted"
+        );
+        tokio::time::sleep(Duration::from_secs(1 << attempt.min(4))).await;
     }
+    tokio::task::block_in_place(|| file.finish())?;
     Ok(())
 }

@@ -6,13 +6,13 @@ use anyhow::{Context as _, Result};
 use edge::durable::{self, Mode};
 use jiff::Timestamp;
 use model::release::{ChannelPointer, ReleaseManifest};
-use model::{Digest, Signed, TrustRoot, Verified};
+use model::{Architecture, Digest, Signed, TrustRoot, Verified};
 use serde::{Deserialize, Serialize};
 
 use crate::site::{Site, read_json};
 
-/// The architecture that this updater runs on, in Debian's word.
-pub const ARCHITECTURE: &str = "amd64";
+/// The architecture that this updater runs on.
+pub const ARCHITECTURE: Architecture = Architecture::OURS;
 
 /// The highest pointer seen of each channel.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,13 +50,23 @@ pub enum Disbelief {
         /// What the manifest is of.
         found: String,
     },
+    /// The manifest is of another revision than the channel points to.
+    #[error("release {version} revision {expected}: manifest is of revision {found}")]
+    OtherRevision {
+        /// The release.
+        version: String,
+        /// What the channel offers.
+        expected: u32,
+        /// What the manifest is of.
+        found: u32,
+    },
     /// The release is for another kind of machine.
     #[error("release {version}: made for {found}, this is {ARCHITECTURE}")]
     OtherArchitecture {
         /// The release.
         version: String,
         /// What it is for.
-        found: String,
+        found: Architecture,
     },
 }
 
@@ -136,10 +146,18 @@ pub fn manifest(
         }
         .into());
     }
+    if manifest.revision != pointer.revision {
+        return Err(Disbelief::OtherRevision {
+            version: pointer.release.to_string(),
+            expected: pointer.revision,
+            found: manifest.revision,
+        }
+        .into());
+    }
     if manifest.architecture != ARCHITECTURE {
         return Err(Disbelief::OtherArchitecture {
             version: manifest.version.to_string(),
-            found: manifest.architecture.clone(),
+            found: manifest.architecture,
         }
         .into());
     }
@@ -157,6 +175,7 @@ mod tests {
             channel: "stable".into(),
             version,
             release: "2026.11.2".parse().unwrap(),
+            revision: 0,
             manifest: Digest::of(b"manifest"),
             expires: Timestamp::MAX,
         }

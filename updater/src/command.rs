@@ -1,6 +1,7 @@
 //! Commands: verified, carried out once, reported until the sky has the report.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
 
 use anyhow::Result;
 use edge::durable::{self, Mode};
@@ -275,6 +276,13 @@ fn last_words(stderr: &str) -> Option<String> {
         .rposition(|line| line.starts_with("error: "))
         .unwrap_or(lines.len().saturating_sub(3));
     (!lines.is_empty()).then(|| lines[start..].join(" "))
+}
+
+/// Locks the ledger.
+pub(crate) fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
+    ledger
+        .lock()
+        .expect("nothing panics while it holds the ledger")
 }
 
 #[cfg(test)]

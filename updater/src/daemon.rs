@@ -4,6 +4,7 @@
 //! trial. What takes long runs beside it: the update, the commands, the care
 //! for the backup engine. They tell it when there is news.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,13 +18,16 @@ use model::configuration::{Configuration, Settings};
 use model::release::ChannelPointer;
 use model::{Signed, TrustRoot, UnitName, Verified};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::{self, Ledger};
+use crate::activate;
+use crate::command::{self, Ledger, lock};
 use crate::config::Config;
 use crate::generation::{self, Store};
-use crate::health::{self, GateLog, Repository, Said};
+use crate::health::{self, GateLog, GateResult, Repository, Said};
 use crate::keeper::{self, Keeper};
+use crate::replace;
 use crate::secrets;
 use crate::settings::{self, Change};
 use crate::site::{Site, read_json};
@@ -110,7 +114,9 @@ struct Daemon {
     beside: Beside,
 }
 
-/// Runs until `stop` is cancelled.
+/// Runs until `stop` is cancelled and nothing of it is at work any more.
+///
+/// Work is left where it next waits, as a power cut leaves it.
 ///
 /// # Errors
 /// The unit has no identity, or its durable state cannot be used.
@@ -120,22 +126,12 @@ pub async fn run(
     config: Config,
     stop: CancellationToken,
 ) -> Result<()> {
-    let mut daemon = Daemon::start(site, disk, config, &stop)?;
+    let (mut daemon, beside) = Daemon::start(site, disk, config, &stop)?;
     tracing::info!(unit = %daemon.me, "updater runs");
-    let mut failures = 0;
-    loop {
-        let begun = Instant::now();
-        let pause = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            pause = daemon.turn(&mut failures) => pause,
-        };
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(pause) => {}
-            () = daemon.news(), if daemon.fenced == 0 => {}
-        }
-        tokio::time::sleep(LEAST.saturating_sub(begun.elapsed())).await;
-    }
+    stop.run_until_cancelled(daemon.check_in_for_ever()).await;
+    // What is in the middle of the disk's or a program's doing comes to its end.
+    beside.join_all().await;
+    Ok(())
 }
 
 impl Daemon {
@@ -144,7 +140,7 @@ impl Daemon {
         disk: Option<PathBuf>,
         config: Config,
         stop: &CancellationToken,
-    ) -> Result<Self> {
+    ) -> Result<(Self, JoinSet<()>)> {
         let trust = Arc::new(site.trust_root()?);
         let sky = Sky::of(&site)?;
         let enrolment = site.enrolment()?;
@@ -171,7 +167,7 @@ impl Daemon {
         let ledger = Arc::new(Mutex::new(Ledger::read(&site)));
         let (status, update) = watch::channel(UpdateStatus {
             state: "idle".to_owned(),
-            rejected: rejected.rows(),
+            rejected: update::given_up_rows(&site),
             ..UpdateStatus::default()
         });
         let (offers, offered) = watch::channel(None);
@@ -191,6 +187,8 @@ impl Daemon {
                 sky: sky.clone(),
                 disk,
                 status,
+                ledger: Arc::clone(&ledger),
+                gate: config.gate(),
             },
             settings: settings_told,
             answers,
@@ -213,16 +211,17 @@ impl Daemon {
             refresh,
             Arc::clone(&wake),
         );
-        spawn(stop, updating.run(offered));
-        spawn(stop, keeping.run());
-        spawn(stop, commanding);
+        let mut beside = JoinSet::new();
+        spawn(&mut beside, stop, updating.run(offered));
+        spawn(&mut beside, stop, keeping.run());
+        spawn(&mut beside, stop, commanding);
 
         let said = Said {
             applied: store.memory().applied,
             rejected: store.memory().rejected.map(|one| one.generation),
             ..Said::default()
         };
-        Ok(Self {
+        let daemon = Self {
             config,
             trust,
             sky,
@@ -248,7 +247,21 @@ impl Daemon {
                 answered,
                 wake,
             },
-        })
+        };
+        Ok((daemon, beside))
+    }
+
+    async fn check_in_for_ever(&mut self) -> Infallible {
+        let mut failures = 0;
+        loop {
+            let begun = Instant::now();
+            let pause = self.turn(&mut failures).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.news(), if self.fenced == 0 => {}
+            }
+            tokio::time::sleep(LEAST.saturating_sub(begun.elapsed())).await;
+        }
     }
 
     /// One check-in with all that follows from it. Returns the pause before the next.
@@ -351,11 +364,12 @@ impl Daemon {
         let reports = lock(&self.ledger).reports();
         Ok(CheckIn {
             release: self.site.release()?,
+            revision: activate::active_revision(&self.site)?,
             root_hash: self.site.root_hash()?.to_string(),
             slot: self.slot.clone(),
             boot_id: self.boot_id.clone(),
             healthy: result.is_some_and(|result| result.passed),
-            checks: result.map_or_else(|| self.checks(), |result| result.checks.clone()),
+            checks: self.checks(result),
             configuration,
             update: self.beside.update.borrow().clone(),
             backup,
@@ -367,12 +381,21 @@ impl Daemon {
         })
     }
 
-    /// What can be said before the gate has ended.
-    fn checks(&self) -> Vec<HealthCheck> {
-        let mut checks = health::judge(&self.said);
+    /// What the gate has said, or what can be said before it has ended; and in
+    /// either case what is not active now.
+    fn checks(&self, gate: Option<&GateResult>) -> Vec<HealthCheck> {
+        let mut checks =
+            gate.map_or_else(|| health::judge(&self.said), |result| result.checks.clone());
         let activation: Option<Vec<HealthCheck>> =
             read_json(&self.site.run("activation.json")).unwrap_or_default();
-        checks.extend(activation.into_iter().flatten().filter(|check| !check.ok));
+        for part in activation.into_iter().flatten() {
+            match checks.iter_mut().find(|check| check.name == part.name) {
+                // Components may have been replaced since.
+                Some(check) => *check = part,
+                None if !part.ok => checks.push(part),
+                None => {}
+            }
+        }
         checks
     }
 
@@ -610,19 +633,14 @@ enum Follow {
     Later,
 }
 
-fn lock(ledger: &Mutex<Ledger>) -> std::sync::MutexGuard<'_, Ledger> {
-    ledger
-        .lock()
-        .expect("nothing panics while it holds the ledger")
-}
-
-fn spawn(stop: &CancellationToken, task: impl Future<Output = ()> + Send + 'static) {
+fn spawn(
+    beside: &mut JoinSet<()>,
+    stop: &CancellationToken,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
     let stop = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = task => {}
-        }
+    beside.spawn(async move {
+        stop.run_until_cancelled(task).await;
     });
 }
 
@@ -638,14 +656,21 @@ struct Updating {
 
 impl Updating {
     async fn run(mut self, mut offers: watch::Receiver<Option<Verified<ChannelPointer>>>) {
+        self.take_back().await;
+        let site = &self.work.site;
+        replace::tidy(site, &self.work.trust);
         while offers.changed().await.is_ok() {
             let Some(pointer) = offers.borrow_and_update().clone() else {
                 continue;
             };
             let mut orders = self.orders.clone();
             let followed = tokio::select! {
-                followed = self.work.follow(&pointer) => followed,
-                _ = orders.wait_for(|orders| orders.fenced) => continue,
+                followed = self.work.follow(&pointer) => Some(followed),
+                _ = orders.wait_for(|orders| orders.fenced) => None,
+            };
+            let Some(followed) = followed else {
+                self.take_back().await;
+                continue;
             };
             match followed {
                 Ok(Outcome::Idle(problem)) => self.idle(problem),
@@ -656,6 +681,14 @@ impl Updating {
                     self.idle(Some(text));
                 }
             }
+        }
+    }
+
+    /// Ends a trial of components that was left in the middle.
+    async fn take_back(&self) {
+        if let Err(problem) = replace::resume(&self.work.site, &self.work.trust).await {
+            let problem = format!("{problem:#}");
+            tracing::error!(problem, "components on trial not taken back");
         }
     }
 

@@ -29,6 +29,9 @@ const LOOK: Duration = Duration::from_millis(200);
 const SCRIPT: Duration = Duration::from_secs(60);
 /// How often the canary is tried again.
 const CANARY_AGAIN: Duration = Duration::from_secs(3);
+/// How long replaced services must go on to run; systemd starts a failed one
+/// again only after a longer pause.
+const STEADY: Duration = Duration::from_secs(2);
 
 /// What the daemon says of this boot, in `/run/leapserv/state.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -246,6 +249,53 @@ pub async fn gate(site: &Site, deadline: Duration) -> Result<GateResult> {
         if recorded && hopeless {
             tokio::time::sleep(SCRIPT / 4).await;
             script_checks = None;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Proves components that were just replaced: waits until every check of the
+/// gate is good and `services` run, and have gone on to run for a moment.
+///
+/// Nothing is recorded and nothing restarted.
+///
+/// # Errors
+/// What was still wrong at the deadline, in one line.
+pub async fn prove(site: &Site, services: &[String], deadline: Duration) -> Result<()> {
+    let begun = Instant::now();
+    let scripts = scripts(site)?;
+    let mut well_since: Option<Instant> = None;
+    loop {
+        let said: Said = read_json(&site.run("state.json"))?.unwrap_or_default();
+        let mut checks = judge(&said);
+        checks.extend(components(site));
+        for service in services {
+            let state = site
+                .tool("systemctl")
+                .args(["is-active", "--quiet", service]);
+            let result = state
+                .run_async()
+                .await
+                .map_err(|_| anyhow::anyhow!("does not run"));
+            checks.push(check(service.clone(), result, "runs"));
+        }
+        // What takes long comes when the rest is good.
+        if checks.iter().all(|check| check.ok) && well_since.is_none() {
+            checks.extend(run_scripts(&scripts).await);
+            if said.repository == Repository::Ready {
+                checks.push(prove_canary(site).await);
+            }
+        }
+        if checks.iter().all(|check| check.ok) {
+            // A service that falls over at once was seen running, too.
+            if well_since.get_or_insert_with(Instant::now).elapsed() >= STEADY {
+                return Ok(());
+            }
+        } else {
+            well_since = None;
+            if begun.elapsed() >= deadline {
+                anyhow::bail!(reason(&checks));
+            }
         }
         tokio::time::sleep(LOOK).await;
     }

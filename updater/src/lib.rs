@@ -12,7 +12,7 @@
 //!
 //! Flow: [`activate`] once at the start; then [`daemon`], which verifies
 //! ([`generation`], [`channel`], [`command`]), decides ([`slots::decide`]) and
-//! carries out ([`settings`], [`update`], [`apply`]); beside it [`health`],
+//! carries out ([`settings`], [`update`], [`apply`], [`replace`]); beside it [`health`],
 //! the gate without which the boot loader goes back to the release before.
 
 pub mod site;
@@ -23,6 +23,7 @@ pub mod network;
 
 pub mod settings;
 
+pub mod extension;
 pub mod generation;
 
 pub mod channel;
@@ -30,6 +31,10 @@ pub mod channel;
 pub mod update;
 
 pub mod apply;
+
+pub mod revision;
+
+pub mod replace;
 
 pub mod command;
 

@@ -73,6 +73,16 @@ pub fn open(site: &Site, sealed: &SealedSecrets) -> Result<UnitSecrets> {
     let text = Zeroizing::new(
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?,
     );
+    let text = if tpm::Blob::is_pem(&text) {
+        let blob = tpm::Blob::from_pem(&text).context("age key")?;
+        let plain = tpm::Tpm::open(&site.tpm())
+            .and_then(|mut tpm| tpm.unseal(&blob))
+            .context("age key")?;
+        let plain = std::str::from_utf8(&plain).context("age key")?;
+        Zeroizing::new(plain.to_owned())
+    } else {
+        text
+    };
     let identity: Identity = text
         .lines()
         .map(str::trim)

@@ -112,6 +112,11 @@ impl Site {
         })
     }
 
+    /// Returns where the machine's TPM is, where it has one.
+    pub fn tpm(&self) -> PathBuf {
+        self.at("/dev/tpmrm0")
+    }
+
     /// Returns a file of the unit's identity.
     pub fn identity(&self, name: &str) -> PathBuf {
         self.at("/var/lib/leapserv/identity").join(name)

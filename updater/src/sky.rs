@@ -1,10 +1,12 @@
 //! Calls to the sky over mutual TLS. The transport is not trusted with anything.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use model::ReleaseVersion;
 use model::api::{ApiError, CheckIn, CheckInReply};
+use tls::device::Papers;
 
 use crate::site::Site;
 
@@ -27,6 +29,7 @@ pub struct Sky {
     ca: String,
     certificate: String,
     key: String,
+    tpm: PathBuf,
 }
 
 impl Sky {
@@ -44,19 +47,23 @@ impl Sky {
             ca: enrolment.ca,
             certificate: enrolment.certificate,
             key,
+            tpm: site.tpm(),
         })
     }
 
     fn client(&self, kept: usize) -> Result<reqwest::Client> {
-        tls::client::with_identity(
-            tls::client::builder(&self.ca)?,
-            &self.certificate,
-            &self.key,
-        )?
-        // A connection that outlives a change of the network proves nothing about the new one.
-        .pool_max_idle_per_host(kept)
-        .build()
-        .context("set up HTTPS")
+        let papers = Papers {
+            ca: &self.ca,
+            certificate: &self.certificate,
+            key: &self.key,
+            tpm: &self.tpm,
+        };
+        papers
+            .client()?
+            // A connection that outlives a change of the network proves nothing about the new one.
+            .pool_max_idle_per_host(kept)
+            .build()
+            .context("set up HTTPS")
     }
 
     /// Checks in, over a connection of its own.

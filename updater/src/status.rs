@@ -5,10 +5,11 @@ use model::api::{ConfigurationStatus, UpdateStatus};
 use model::{DeviceIdentity, ReleaseVersion};
 use serde::Serialize;
 
+use crate::activate::active_revision;
 use crate::generation::Store;
 use crate::health::{GateLog, GateResult, Said};
 use crate::site::{Site, read_json};
-use crate::update::Rejected;
+use crate::update::given_up_rows;
 
 /// The state of the unit.
 #[derive(Debug, Clone, Serialize)]
@@ -17,6 +18,8 @@ pub struct Status {
     pub identity: DeviceIdentity,
     /// The release that runs.
     pub release: ReleaseVersion,
+    /// The revision whose components are active.
+    pub revision: u32,
     /// The root hash that runs.
     pub root_hash: String,
     /// Boot entries by file name.
@@ -42,10 +45,11 @@ impl Status {
         let store = Store::open(site, &site.trust_root()?, edge::clock::now())?;
         let entries = site.esp().entries()?;
         let mut update: UpdateStatus = read_json(&site.run("update.json"))?.unwrap_or_default();
-        update.rejected = Rejected::read(site).rows();
+        update.rejected = given_up_rows(site);
         Ok(Self {
             identity: site.enrolment()?.identity,
             release: site.release()?,
+            revision: active_revision(site)?,
             root_hash: site.root_hash()?.to_string(),
             entries: entries.iter().map(ToString::to_string).collect(),
             configuration: store.status(),
@@ -61,7 +65,7 @@ impl Status {
         let mut lines = vec![
             format!("unit           {}", self.identity.unit),
             format!("incarnation    {}", self.identity.incarnation),
-            format!("release        {}", self.release),
+            format!("release        {}", titled(self.release, self.revision)),
             format!("boot entries   {}", self.entries.join(", ")),
             format!("configuration  generation {}", self.configuration.applied),
         ];
@@ -83,7 +87,8 @@ impl Status {
         for rejected in &self.update.rejected {
             lines.push(format!(
                 "               {} given up: {}",
-                rejected.release, rejected.reason
+                titled(rejected.release, rejected.revision),
+                rejected.reason
             ));
         }
         let sky = match &self.daemon {
@@ -109,5 +114,12 @@ impl Status {
             lines.push(format!("FENCED         {fenced}"));
         }
         lines
+    }
+}
+
+fn titled(release: ReleaseVersion, revision: u32) -> String {
+    match revision {
+        0 => release.to_string(),
+        revision => format!("{release} revision {revision}"),
     }
 }

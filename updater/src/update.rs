@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -12,7 +12,7 @@ use edge::durable::{self, Mode};
 use jiff::Timestamp;
 use model::api::{RejectedRelease, UpdateStatus};
 use model::configuration::Maintenance;
-use model::release::{ChannelPointer, ReleaseManifest};
+use model::release::{ChannelPointer, ReleaseManifest, manifest_path};
 use model::{Digest, ReleaseVersion, TrustRoot, Verified};
 use slots::decide::{self, Facts, Refusal, WritePlan};
 use slots::esp::{Entry, EntryState};
@@ -20,7 +20,10 @@ use slots::{Disk, Layout, Slot};
 use tokio::sync::watch;
 
 use crate::apply;
+use crate::command::{self, Ledger};
 use crate::health::GateLog;
+use crate::replace::{self, Ended};
+use crate::revision::{self, Memory, Named};
 use crate::site::{Site, read_state};
 use crate::sky::Sky;
 
@@ -49,6 +52,7 @@ impl Rejected {
             .iter()
             .map(|(release, reason)| RejectedRelease {
                 release: *release,
+                revision: 0,
                 reason: reason.clone(),
             })
             .collect()
@@ -80,6 +84,13 @@ impl Rejected {
         }
         Ok(())
     }
+}
+
+/// Returns all that was given up on this unit, releases and revisions of the running one.
+pub fn given_up_rows(site: &Site) -> Vec<RejectedRelease> {
+    let mut rows = Rejected::read(site).rows();
+    rows.extend(Memory::read(site).rows());
+    rows
 }
 
 /// What runs, as far as updates are concerned.
@@ -178,6 +189,57 @@ pub fn facts(
     })
 }
 
+/// The revision of the running release whose components are active.
+#[derive(Debug)]
+pub struct ActiveRevision {
+    /// Its manifest.
+    pub manifest: Verified<ReleaseManifest>,
+    named: Named,
+}
+
+impl ActiveRevision {
+    /// Reads and verifies its manifest on the ESP.
+    ///
+    /// # Errors
+    /// It is missing, not signed, or of another release or root.
+    pub fn read(site: &Site, trust: &TrustRoot, now: Timestamp) -> Result<Self> {
+        let bytes = site.esp().read(&slots::esp::manifest(site.release()?))?;
+        let manifest = crate::activate::believe(site, trust, &bytes, now)
+            .context("manifest of the running release")?;
+        let named = Named {
+            release: manifest.version,
+            revision: manifest.revision,
+            manifest: Digest::of(&bytes),
+        };
+        Ok(Self { manifest, named })
+    }
+
+    /// Gathers what the decision about another revision needs.
+    ///
+    /// # Errors
+    /// The kernel does not tell which boot this is.
+    pub fn facts<'a>(
+        &self,
+        site: &Site,
+        pointer: &ChannelPointer,
+        memory: &'a Memory,
+    ) -> Result<revision::Facts<'a>> {
+        let proven = GateLog::read(site)
+            .of_boot(&site.boot_id()?)
+            .is_some_and(|result| result.passed);
+        Ok(revision::Facts {
+            running: self.named,
+            offered: Named {
+                release: pointer.release,
+                revision: pointer.revision,
+                manifest: pointer.manifest,
+            },
+            proven,
+            memory,
+        })
+    }
+}
+
 /// What became of an offer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -200,6 +262,10 @@ pub struct Work {
     pub disk: Option<PathBuf>,
     /// How far the update is.
     pub status: watch::Sender<UpdateStatus>,
+    /// What commands are being carried out.
+    pub ledger: Arc<Mutex<Ledger>>,
+    /// How long replaced components may take to prove themselves.
+    pub gate: Duration,
 }
 
 impl Work {
@@ -217,7 +283,7 @@ impl Work {
         // The cheap answers first: most of the time there is nothing to do.
         let version = self.site.release()?;
         if release == version {
-            return Ok(Outcome::Idle(None));
+            return self.follow_revision(pointer).await;
         }
         let rejected = Rejected::read(&self.site);
         if release < version {
@@ -231,7 +297,7 @@ impl Work {
             return Ok(Outcome::Idle(Some(Refusal::Rejected(release).to_string())));
         }
         let files = self.sky.release(release)?;
-        let bytes = files.small("manifest.json").await?;
+        let bytes = files.small(&manifest_path(pointer.revision)).await?;
         let manifest = crate::channel::manifest(&self.trust, pointer, &bytes, edge::clock::now())?;
         let running = Running::find(&self.site, self.disk.as_deref())?;
         let facts = facts(&self.site, &running, &rejected, &manifest)?;
@@ -247,6 +313,63 @@ impl Work {
         }
     }
 
+    /// Brings the running release's components to the revision that the channel offers.
+    async fn follow_revision(&self, pointer: &Verified<ChannelPointer>) -> Result<Outcome> {
+        let now = edge::clock::now();
+        let active = ActiveRevision::read(&self.site, &self.trust, now)?;
+        let memory = Memory::read(&self.site);
+        let facts = active.facts(&self.site, pointer, &memory)?;
+        let refused = |refusal: revision::Refusal| match refusal {
+            revision::Refusal::AlreadyActive(_) => Ok(Outcome::Idle(None)),
+            refusal => Ok(Outcome::Idle(Some(refusal.to_string()))),
+        };
+        // Most of the time there is nothing to fetch.
+        if let Err(refusal) = revision::glance(&facts) {
+            return refused(refusal);
+        }
+        let offered = facts.offered;
+        let files = self.sky.release(pointer.release)?;
+        let bytes = files.small(&manifest_path(pointer.revision)).await?;
+        let manifest = crate::channel::manifest(&self.trust, pointer, &bytes, now)?;
+        let plan = match revision::decide(&facts, &active.manifest, &manifest) {
+            Ok(plan) => plan,
+            Err(refusal) => return refused(refusal),
+        };
+        let job = replace::Job {
+            site: &self.site,
+            trust: &self.trust,
+            offered,
+            manifest: &manifest,
+            bytes: &bytes,
+            plan: &plan,
+            gate: self.gate,
+        };
+        self.state("fetching", pointer.release);
+        replace::fetch(&job, &files).await?;
+        if command::lock(&self.ledger).is_busy() {
+            let problem = format!("{offered} waits for the end of a command");
+            return Ok(Outcome::Idle(Some(problem)));
+        }
+        self.state("replacing", pointer.release);
+        let ended = replace::replace(&job).await;
+        self.say(|status| status.rejected = given_up_rows(&self.site));
+        Ok(Outcome::Idle(match ended? {
+            Ended::Active => None,
+            Ended::TakenBack(reason) => Some(format!("{offered} given up: {reason}")),
+        }))
+    }
+
+    fn state(&self, state: &str, target: ReleaseVersion) {
+        self.say(|status| {
+            state.clone_into(&mut status.state);
+            status.target = Some(target);
+            status.problem = None;
+            status.segments_done = 0;
+            status.segments_total = 0;
+            status.segments_resumed = 0;
+        });
+    }
+
     async fn write(
         &self,
         running: &Running,
@@ -256,14 +379,7 @@ impl Work {
         files: &crate::sky::Files,
     ) -> Result<()> {
         tracing::info!(release = %manifest.version, slot = %plan.slot, "update begins");
-        self.say(|status| {
-            "fetching".clone_into(&mut status.state);
-            status.target = Some(manifest.version);
-            status.problem = None;
-            status.segments_done = 0;
-            status.segments_total = 0;
-            status.segments_resumed = 0;
-        });
+        self.state("fetching", manifest.version);
         let old = crate::activate::running_manifest(&self.site, &self.trust, edge::clock::now())
             .inspect_err(|problem| {
                 tracing::warn!(

@@ -10,8 +10,18 @@ use model::api::{InstallStep, MachineState, MachineView};
 use model::machine::MachineCode;
 use tokio::time::Instant;
 
+use crate::client::{Listener, Sky, SkyError};
 use crate::operator::Operator;
+use crate::stream::News;
 use crate::view;
+
+/// How long to wait for a stream again after the first failure, and after many.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(30);
+/// Between two questions while there is no stream.
+const ASK: Duration = Duration::from_secs(2);
+/// Between two looks at how fast it goes, on a terminal.
+const TICK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -33,21 +43,68 @@ impl Args {
             return Ok(());
         }
         let mut screen = Screen::new(operator.json());
-        let mut rates = Rates::default();
+        let stop = edge::shutdown::token();
+        tokio::select! {
+            ended = self.watch(&sky, &mut screen) => Ok(ended?),
+            () = stop.cancelled() => Ok(()),
+        }
+    }
+
+    /// Follows the sky's stream. While there is none (the sky restarts, a proxy
+    /// cuts it, an older sky does not know it) it asks, and tries the stream again.
+    async fn watch(&self, sky: &Sky, screen: &mut Screen) -> Result<(), SkyError> {
+        let mut pause = SHORTEST;
         loop {
-            match sky.machines().await {
-                Ok(machines) => {
-                    for machine in machines {
-                        let rate = rates.note(&machine, Instant::now());
-                        if self.all || screen.knows(&machine.code) || !has_ended(&machine) {
-                            screen.show(machine, rate);
-                        }
+            match sky.listen().await {
+                Ok(mut listener) => match self.listen(&mut listener, screen).await {
+                    Ok(()) => pause = SHORTEST,
+                    Err(error) if error.is_passing() => {
+                        tracing::warn!(%error, "stream broken, asking instead");
+                        pause = SHORTEST;
                     }
+                    Err(error) => return Err(error),
+                },
+                Err(error) if error.is_not_found() => {
+                    tracing::info!("this sky has no stream, asking instead");
+                    pause = LONGEST;
                 }
                 Err(error) if error.is_passing() => tracing::warn!(%error, "asking again"),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            let again = Instant::now() + pause;
+            pause = (pause * 2).min(LONGEST);
+            while Instant::now() < again {
+                match sky.machines().await {
+                    Ok(machines) => machines
+                        .into_iter()
+                        .for_each(|machine| self.note(screen, machine)),
+                    Err(error) if error.is_passing() => tracing::debug!(%error, "no answer"),
+                    Err(error) => return Err(error),
+                }
+                tokio::time::sleep(ASK.min(again.duration_since(Instant::now()))).await;
+            }
+        }
+    }
+
+    /// Shows what the stream tells until it ends.
+    async fn listen(&self, listener: &mut Listener, screen: &mut Screen) -> Result<(), SkyError> {
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                news = listener.next() => match news? {
+                    None => return Ok(()),
+                    Some(News::Machine(machine)) => self.note(screen, *machine),
+                    Some(News::Event(_)) => {}
+                },
+                // A machine that tells nothing any more gets slower to see.
+                _ = tick.tick() => screen.refresh(),
+            }
+        }
+    }
+
+    fn note(&self, screen: &mut Screen, machine: MachineView) {
+        if self.all || screen.knows(&machine.code) || !has_ended(&machine) {
+            screen.show(machine);
         }
     }
 }
@@ -102,7 +159,15 @@ impl Rates {
 struct Screen {
     json: bool,
     lines: Option<MultiProgress>,
-    shown: BTreeMap<MachineCode, (String, Option<ProgressBar>)>,
+    rates: Rates,
+    shown: BTreeMap<MachineCode, Shown>,
+}
+
+/// A machine as it is shown.
+struct Shown {
+    machine: MachineView,
+    line: String,
+    bar: Option<ProgressBar>,
 }
 
 impl Screen {
@@ -111,6 +176,7 @@ impl Screen {
         Self {
             json,
             lines: live.then(MultiProgress::new),
+            rates: Rates::default(),
             shown: BTreeMap::new(),
         }
     }
@@ -119,30 +185,45 @@ impl Screen {
         self.shown.contains_key(code)
     }
 
-    fn show(&mut self, machine: MachineView, rate: Option<u64>) {
+    fn show(&mut self, machine: MachineView) {
+        let rate = self.rates.note(&machine, Instant::now());
         let line = if self.json {
             serde_json::to_string(&machine).expect("machines are plain JSON values")
         } else {
             view::birth_line(&machine, rate)
         };
-        let entry = self.shown.entry(machine.code).or_insert_with(|| {
-            let bar = self.lines.as_ref().map(|lines| {
+        let lines = &self.lines;
+        let shown = self.shown.entry(machine.code.clone());
+        let shown = shown.or_insert_with(|| Shown {
+            machine: machine.clone(),
+            line: String::new(),
+            bar: lines.as_ref().map(|lines| {
                 let style = ProgressStyle::with_template("{spinner} {wide_msg}");
                 let bar = lines.add(ProgressBar::new_spinner());
                 bar.set_style(style.expect("our template is valid"));
                 bar.enable_steady_tick(Duration::from_millis(120));
                 bar
-            });
-            (String::new(), bar)
+            }),
         });
-        if entry.0 == line {
+        shown.machine = machine;
+        if shown.line == line {
             return;
         }
-        match &entry.1 {
+        match &shown.bar {
             Some(bar) => bar.set_message(line.clone()),
             None => edge::out::line(&line),
         }
-        entry.0 = line;
+        shown.line = line;
+    }
+
+    /// Tells again how fast it goes, where that changes a line and adds none.
+    fn refresh(&mut self) {
+        if self.lines.is_some() {
+            let machines = self.shown.values().map(|shown| shown.machine.clone());
+            for machine in machines.collect::<Vec<_>>() {
+                self.show(machine);
+            }
+        }
     }
 }
 

@@ -163,6 +163,7 @@ mod tests {
         let layer = CustomerLayer {
             customer: "motivatit".parse().unwrap(),
             version: 1,
+            components: None,
             image: Artifact {
                 path: "layer.raw".into(),
                 size: image.len() as u64,

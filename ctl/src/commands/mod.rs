@@ -20,6 +20,8 @@ pub(crate) mod events;
 
 pub(crate) mod explain;
 
+pub(crate) mod debug;
+
 pub(crate) mod secrets;
 
 use std::time::Duration;
@@ -38,7 +40,7 @@ fn random_id() -> anyhow::Result<String> {
 }
 
 /// Parses `1h`, `90 min` or `45s` for the command line.
-fn duration(text: &str) -> Result<SignedDuration, String> {
+pub(crate) fn duration(text: &str) -> Result<SignedDuration, String> {
     match text.parse::<SignedDuration>() {
         Ok(duration) if duration > SignedDuration::ZERO => Ok(duration),
         _ => Err("expected a time span like 1h, 90m or 45s".into()),

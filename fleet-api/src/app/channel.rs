@@ -16,7 +16,7 @@ const LIFETIME: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// A pointer older than this is signed anew when somebody asks for it.
 const RENEWAL: SignedDuration = SignedDuration::from_hours(24);
 
-/// Offers a release on a channel. The same release again changes nothing.
+/// Offers a revision of a release on a channel. The same again changes nothing.
 ///
 /// # Errors
 /// A release that is not whole, or older than the one offered now.
@@ -26,43 +26,53 @@ pub async fn offer(
     offer: &Offer,
 ) -> Result<Signed<ChannelPointer>, Problem> {
     check_label("channel", name)?;
-    let checked = release::check(sky, &offer.release).await?;
+    let checked = release::check(sky, &offer.release, offer.revision).await?;
     let now = sky.now();
     let mut session = sky.store.change().await?;
     let before = session.channel(name).await?;
-    decide(name, offer.release, before.as_ref())?;
+    let offered = (offer.release, offer.revision);
+    decide(name, offered, before.as_ref())?;
     if let Some(before) = before
         .as_ref()
-        .filter(|before| before.release == offer.release && !stale(before.signed, now))
+        .filter(|before| (before.release, before.revision) == offered && !stale(before.signed, now))
     {
         return Ok(before.document.clone());
     }
-    let changed = before.as_ref().map(|before| before.release) != Some(offer.release);
+    let changed = before.as_ref().map(|one| (one.release, one.revision)) != Some(offered);
     let version = before.map_or(0, |before| before.version);
-    let record = sign(sky, name, version, offer.release, checked.manifest, now)?;
+    let record = sign(sky, name, version, offered, checked.manifest, now)?;
     session.save_channel(name, &record).await?;
     if changed {
-        let message = format!("release {} is offered on channel {name}", offer.release);
+        let message = format!("{} is offered on channel {name}", title(offered));
         session
             .append_event(NewEvent::new("release", message), now)
             .await?;
     }
     session.commit().await?;
-    tracing::info!(channel = name, release = %offer.release, "release offered");
+    tracing::info!(channel = name, release = %offer.release, revision = offer.revision, "release offered");
     Ok(record.document)
 }
 
-fn decide(
-    name: &str,
-    release: ReleaseVersion,
-    before: Option<&ChannelRecord>,
-) -> Result<(), Problem> {
+/// A release and its revision: newer is greater.
+type Offered = (ReleaseVersion, u32);
+
+fn title((release, revision): Offered) -> String {
+    match revision {
+        0 => format!("release {release}"),
+        revision => format!("release {release} revision {revision}"),
+    }
+}
+
+fn decide(name: &str, offered: Offered, before: Option<&ChannelRecord>) -> Result<(), Problem> {
     match before {
-        Some(before) if release < before.release => Err(Problem::conflict(format!(
-            "channel {name}: release {release} is older than {}, which it offers",
-            before.release
-        ))
-        .hint("units never go back by themselves: publish the good state as a new release")),
+        Some(before) if offered < (before.release, before.revision) => {
+            Err(Problem::conflict(format!(
+                "channel {name}: {} is older than {}, which it offers",
+                title(offered),
+                title((before.release, before.revision))
+            ))
+            .hint("units never go back by themselves: publish the good state as a new release"))
+        }
         _ => Ok(()),
     }
 }
@@ -76,7 +86,7 @@ fn sign(
     sky: &Sky,
     name: &str,
     version: u64,
-    release: ReleaseVersion,
+    (release, revision): Offered,
     manifest: Digest,
     now: Timestamp,
 ) -> Result<ChannelRecord, Problem> {
@@ -86,12 +96,14 @@ fn sign(
         channel: name.to_owned(),
         version,
         release,
+        revision,
         manifest,
         expires,
     });
     Ok(ChannelRecord {
         version,
         release,
+        revision,
         manifest,
         document,
         signed: now,
@@ -120,7 +132,7 @@ pub async fn pointer(sky: &Sky, name: &str) -> Result<Option<Signed<ChannelPoint
         sky,
         name,
         before.version,
-        before.release,
+        (before.release, before.revision),
         before.manifest,
         now,
     )?;
@@ -152,12 +164,14 @@ mod tests {
             channel: "stable".into(),
             version: 1,
             release,
+            revision: 0,
             manifest,
             expires: Timestamp::UNIX_EPOCH,
         };
         ChannelRecord {
             version: 1,
             release,
+            revision: 1,
             manifest,
             document: Signer::from_seed(&[1; 32]).sign(&pointer),
             signed: Timestamp::UNIX_EPOCH,
@@ -165,15 +179,21 @@ mod tests {
     }
 
     #[test]
-    fn an_older_release_is_not_offered() {
+    fn an_older_release_or_revision_is_not_offered() {
         let before = channel("2026.11.2");
-        let decide = |release: &str| {
-            decide("stable", release.parse().unwrap(), Some(&before))
-                .map_err(|problem| problem.kind())
+        let decide = |release: &str, revision| {
+            decide(
+                "stable",
+                (release.parse().unwrap(), revision),
+                Some(&before),
+            )
+            .map_err(|problem| problem.kind())
         };
-        assert_eq!(decide("2026.11.1"), Err(Kind::Conflict));
-        assert_eq!(decide("2026.11.2"), Ok(()));
-        assert_eq!(decide("2026.11.10"), Ok(()));
+        assert_eq!(decide("2026.11.1", 7), Err(Kind::Conflict));
+        assert_eq!(decide("2026.11.2", 0), Err(Kind::Conflict));
+        assert_eq!(decide("2026.11.2", 1), Ok(()));
+        assert_eq!(decide("2026.11.2", 2), Ok(()));
+        assert_eq!(decide("2026.11.10", 0), Ok(()));
     }
 
     #[test]

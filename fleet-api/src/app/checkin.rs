@@ -1,5 +1,7 @@
 //! Check-ins: what a unit says, and what it lacks.
 
+use std::sync::atomic::Ordering;
+
 use jiff::Timestamp;
 use model::api::{CheckIn, CheckInReply, ConfigurationStatus};
 use model::configuration::Configuration;
@@ -88,6 +90,7 @@ pub async fn check_in(
     }
     let mut reply = lacks(&mut session, identity, &said, now).await?;
     session.commit().await?;
+    sky.check_ins.fetch_add(1, Ordering::Relaxed);
 
     reply.reports_stored = reports_stored;
     reply.channel = channel::pointer(sky, &record.channel).await?;
@@ -151,9 +154,8 @@ fn wanted_generation(newest: u64, earlier: &[&ConfigurationStatus]) -> u64 {
         .iter()
         .filter_map(|said| said.rejected.as_ref())
         .any(|rejected| rejected.generation == newest);
-    let applied = earlier.iter().map(|said| said.applied);
-    let last_applied = applied.into_iter().find(|applied| *applied > 0);
-    match last_applied {
+    let mut applied = earlier.iter().map(|said| said.applied);
+    match applied.find(|applied| *applied > 0) {
         Some(applied) if taken_back => applied,
         _ => newest,
     }
@@ -225,6 +227,7 @@ mod tests {
     fn said() -> CheckIn {
         CheckIn {
             release: "2026.11.1".parse().unwrap(),
+            revision: 0,
             root_hash: "00".repeat(32),
             slot: "a".into(),
             boot_id: "one".into(),

@@ -180,6 +180,7 @@ mod tests {
         let layer = CustomerLayer {
             customer: "motivatit".parse().unwrap(),
             version: 2,
+            components: None,
             image: Artifact {
                 path: IMAGE.into(),
                 size: 1,

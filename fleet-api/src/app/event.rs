@@ -7,7 +7,7 @@ use crate::sky::{Look, Sky};
 use crate::store::Topic;
 
 /// Events in one answer.
-const MOST: u32 = 500;
+pub(super) const MOST: u32 = 500;
 
 /// Returns the events after number `after`, waiting up to `wait` seconds for the first.
 ///

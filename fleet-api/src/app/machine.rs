@@ -1,10 +1,12 @@
 //! Machines in their installer: held, approved, installing, born.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use model::MacAddr;
 use model::api::{Announcement, InstallStep, MachineState, MachineView, Progress, Verdict};
 use model::machine::{MachineCode, MachineFacts};
 
+use super::{pass, tpm};
+use crate::auth::Caller;
 use crate::error::Problem;
 use crate::sky::{Look, Sky};
 use crate::store::{MachineRecord, NewEvent, Session, TicketRecord, Topic};
@@ -40,6 +42,7 @@ pub fn verdict(machine: &MachineRecord, now: Timestamp) -> Verdict {
         },
         Some(ticket) if counts(ticket, now) => Verdict::Install {
             ticket: ticket.document.clone(),
+            credential: None,
         },
         _ => Verdict::Held,
     }
@@ -48,8 +51,13 @@ pub fn verdict(machine: &MachineRecord, now: Timestamp) -> Verdict {
 /// Takes a machine's announcement. Repeated, it only says that the machine is alive.
 ///
 /// # Errors
-/// Keys that do not belong together; another machine with the same code.
-pub async fn announce(sky: &Sky, announcement: &Announcement) -> Result<MachineView, Problem> {
+/// Keys that do not belong together; another machine with the same code; a pass that is
+/// used up.
+pub async fn announce(
+    sky: &Sky,
+    caller: &Caller,
+    announcement: &Announcement,
+) -> Result<MachineView, Problem> {
     let keys = &announcement.keys;
     let found = tls::ca::csr_public_key(&keys.csr)
         .map_err(|problem| Problem::invalid(format!("keys: {problem:#}")))?;
@@ -63,11 +71,13 @@ pub async fn announce(sky: &Sky, announcement: &Announcement) -> Result<MachineV
     if !recipient.starts_with("age1") || !recipient.bytes().all(|b| b.is_ascii_alphanumeric()) {
         return Err(Problem::invalid("keys: recipient: expected age1…"));
     }
+    tpm::check(keys)?;
     let code = MachineCode::of(keys);
     let now = sky.now();
     let mut session = sky.store.change().await?;
     match session.machine(&code).await? {
         Some(known) if known.keys.fingerprint() == keys.fingerprint() => {
+            pass::check(caller, &known)?;
             session.hear_of_machine(&code, now).await?;
         }
         // A code has 40 bits: found by chance once in a lifetime, or made so.
@@ -78,10 +88,22 @@ pub async fn announce(sky: &Sky, announcement: &Announcement) -> Result<MachineV
             .hint("restart the machine: it makes new keys"));
         }
         None => {
-            session.insert_machine(&code, announcement, now).await?;
+            let came_with = match caller {
+                Caller::Installer(pass) => {
+                    pass::admit(&mut session, pass).await?;
+                    Some(&pass.unit)
+                }
+                _ => None,
+            };
+            session
+                .insert_machine(&code, announcement, came_with, now)
+                .await?;
             let facts = &announcement.facts;
+            let with = came_with.map_or_else(String::new, |unit| {
+                format!(", with the one-time code of {unit}")
+            });
             let message = format!(
-                "machine {code} waits for approval: {:?}, serial {:?}",
+                "machine {code} waits for approval: {:?}, serial {:?}{with}",
                 facts.product, facts.serial
             );
             let event = NewEvent::new("machine-held", message).machine(&code, first_mac(facts));
@@ -119,26 +141,60 @@ pub async fn show(sky: &Sky, code: &MachineCode) -> Result<MachineView, Problem>
 /// Returns what a machine is to do, waiting up to `wait` seconds while it is held.
 ///
 /// # Errors
-/// Not found.
-pub async fn verdict_of(sky: &Sky, code: &MachineCode, wait: u64) -> Result<Verdict, Problem> {
+/// Not found; refused to an installer with another machine's pass.
+pub async fn verdict_of(
+    sky: &Sky,
+    caller: &Caller,
+    code: &MachineCode,
+    wait: u64,
+) -> Result<Verdict, Problem> {
+    hear_of(sky, caller, code).await?;
     sky.wait_for(Topic::Machines, wait, || async move {
         let machine = find(&mut sky.store.read().await?, code).await?;
-        Ok(match verdict(&machine, sky.now()) {
-            Verdict::Held => Look::Open(Verdict::Held),
-            other => Look::Final(other),
+        Ok(match (verdict(&machine, sky.now()), &machine.ticket) {
+            (Verdict::Held, _) => Look::Open(Verdict::Held),
+            (Verdict::Install { ticket, .. }, Some(known)) => Look::Final(Verdict::Install {
+                ticket,
+                credential: tpm::challenge(&sky.authority, &known.id, &machine.keys)?,
+            }),
+            (other, _) => Look::Final(other),
         })
     })
     .await
 }
 
+/// How old "last heard of" may be while an installer asks and asks.
+const HEARD: SignedDuration = SignedDuration::from_secs(20);
+
+/// Takes note that the installer is there. It announces itself once and then only
+/// asks, and who approves must know a machine that waits from one that has gone.
+async fn hear_of(sky: &Sky, caller: &Caller, code: &MachineCode) -> Result<(), Problem> {
+    let now = sky.now();
+    let machine = find(&mut sky.store.read().await?, code).await?;
+    pass::check(caller, &machine)?;
+    if now.duration_since(machine.last_seen) < HEARD {
+        return Ok(());
+    }
+    let mut session = sky.store.change().await?;
+    session.hear_of_machine(code, now).await?;
+    Ok(session.commit().await?)
+}
+
 /// Takes an installer's progress.
 ///
 /// # Errors
-/// Not found; conflict for steps that need a used ticket.
-pub async fn progress(sky: &Sky, code: &MachineCode, progress: &Progress) -> Result<(), Problem> {
+/// Not found; conflict for steps that need a used ticket; refused to an installer with
+/// another machine's pass.
+pub async fn progress(
+    sky: &Sky,
+    caller: &Caller,
+    code: &MachineCode,
+    progress: &Progress,
+) -> Result<(), Problem> {
     let now = sky.now();
     let mut session = sky.store.change().await?;
     let machine = find(&mut session, code).await?;
+    pass::check(caller, &machine)?;
     if !decide_progress(&machine, progress.step)? {
         return Ok(());
     }
@@ -146,6 +202,9 @@ pub async fn progress(sky: &Sky, code: &MachineCode, progress: &Progress) -> Res
     if machine.progress.as_ref().map(|before| before.step) != Some(progress.step)
         && let Some(event) = told(&machine, progress)
     {
+        if let Some(event) = erased(sky, &machine, progress.step) {
+            session.append_event(event, now).await?;
+        }
         session.append_event(event, now).await?;
     }
     session.commit().await?;
@@ -169,6 +228,34 @@ fn decide_progress(machine: &MachineRecord, step: InstallStep) -> Result<bool, P
         .as_ref()
         .is_some_and(|before| before.step == InstallStep::Done);
     Ok(!done)
+}
+
+/// The erase, for the audit: with its first step the installer begins to write.
+fn erased(sky: &Sky, machine: &MachineRecord, step: InstallStep) -> Option<NewEvent> {
+    let ticket = machine.ticket.as_ref()?;
+    // The steps rise: whichever is told first, the disk was written before it.
+    let begun = machine
+        .progress
+        .as_ref()
+        .is_some_and(|before| !matches!(before.step, InstallStep::Waiting | InstallStep::Failed));
+    if begun || matches!(step, InstallStep::Waiting | InstallStep::Failed) {
+        return None;
+    }
+    // As it counted when it was used: by now it may be past its end.
+    let then = ticket.expires - SignedDuration::from_secs(1);
+    let what = match sky.trust.verify(&ticket.document, then) {
+        Ok(ticket) => super::ticket::erasing(&ticket),
+        // The trust root is another one by now.
+        Err(_) => format!("erasing the disk of ticket {}", ticket.id),
+    };
+    let (unit, number) = (&ticket.identity.unit, ticket.identity.incarnation);
+    let message = format!(
+        "machine {} becomes {unit} incarnation {number}, {what}",
+        machine.code
+    );
+    let event = NewEvent::new("disk-erased", message);
+    let event = event.machine(&machine.code, first_mac(&machine.facts));
+    Some(event.unit(unit))
 }
 
 fn told(machine: &MachineRecord, progress: &Progress) -> Option<NewEvent> {
@@ -224,6 +311,7 @@ pub(super) fn view(machine: MachineRecord, now: Timestamp) -> MachineView {
     MachineView {
         state: state(&machine, now),
         unit: machine.ticket.map(|ticket| ticket.identity.unit),
+        pass: machine.pass,
         code: machine.code,
         facts: machine.facts,
         keys: machine.keys,
@@ -250,6 +338,7 @@ pub(super) mod tests {
             csr: String::new(),
             public_key: Digest::of(b"key"),
             recipient: "age1x".into(),
+            tpm: None,
         }
     }
 
@@ -270,17 +359,20 @@ pub(super) mod tests {
                     size: 10 << 30,
                     removable: false,
                     content: DiskContent::Empty,
+                    health: None,
                 }],
                 nics: vec![],
                 firmware: "uefi".into(),
                 secure_boot: false,
                 tpm: false,
+                findings: vec![],
             },
             keys: keys(),
             progress: None,
             first_seen: NOW,
             last_seen: NOW,
             ticket: None,
+            pass: None,
         }
     }
 

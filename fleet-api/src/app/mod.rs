@@ -12,6 +12,10 @@ pub mod machine;
 
 pub mod ticket;
 
+pub mod pass;
+
+pub mod tpm;
+
 pub mod release;
 
 pub mod channel;
@@ -25,6 +29,10 @@ pub mod command;
 pub mod fence;
 
 pub mod event;
+
+pub mod stream;
+
+pub mod metrics;
 
 pub mod range;
 

@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use futures::Stream;
 use jiff::Timestamp;
-use model::release::{Artifact, ReleaseManifest, SegmentedImage};
+use model::release::{Artifact, ReleaseManifest, SegmentedImage, manifest_path};
 use model::{Digest, ReleaseVersion, Signed, TrustRoot, Verified};
 
 use crate::blobs::{ReceiveError, Stored};
@@ -109,27 +109,32 @@ pub(super) struct Checked {
     pub(super) manifest: Digest,
 }
 
-/// Compares a release's files with its signed manifest, once for each manifest.
+/// Compares a release's files with the signed manifest of a revision, once for
+/// each manifest.
 ///
 /// # Errors
 /// A manifest that is missing, badly signed or of another release; files that
 /// are missing or other than the manifest says.
-pub(super) async fn check(sky: &Sky, release: &ReleaseVersion) -> Result<Checked, Problem> {
+pub(super) async fn check(
+    sky: &Sky,
+    release: &ReleaseVersion,
+    revision: u32,
+) -> Result<Checked, Problem> {
     let now = sky.now();
     let mut session = sky.store.read().await?;
     let files = session.release_files(release).await?;
     let checked = session.checked_release(release).await?;
     drop(session);
-    let stored = files.get(MANIFEST).ok_or_else(|| {
-        Problem::conflict(format!("release {release}: {MANIFEST} is not stored here"))
-            .hint("upload the release's files first")
-    })?;
-    let bytes = sky
-        .blobs
-        .read(stored, LARGEST_MANIFEST)
-        .await
-        .map_err(Problem::internal)?;
-    let manifest = believe(&sky.trust, release, &bytes, now)?;
+    let (manifest, digest) = manifest(sky, release, revision, &files, now).await?;
+    if revision > 0 {
+        let (first, _) = self::manifest(sky, release, 0, &files, now).await?;
+        if let Some(part) = first.first_difference(&manifest) {
+            return Err(Problem::conflict(format!(
+                "release {release}: revision {revision} has another {part} than the release"
+            ))
+            .hint("a revision replaces components alone: give the rest a new version"));
+        }
+    }
     let differences = compare(&manifest, &files);
     if !differences.is_empty() {
         let list = differences.join("; ");
@@ -137,12 +142,14 @@ pub(super) async fn check(sky: &Sky, release: &ReleaseVersion) -> Result<Checked
             "release {release}: not all of its files are here: {list}"
         )));
     }
-    let digest = stored.sha256;
     if checked != Some(digest) {
         check_contents(sky, release, manifest, &files).await?;
         let mut session = sky.store.change().await?;
         session.save_checked_release(release, &digest, now).await?;
-        let message = format!("release {release} is stored and verified");
+        let message = match revision {
+            0 => format!("release {release} is stored and verified"),
+            revision => format!("release {release} revision {revision} is stored and verified"),
+        };
         session
             .append_event(NewEvent::new("release-stored", message), now)
             .await?;
@@ -151,14 +158,43 @@ pub(super) async fn check(sky: &Sky, release: &ReleaseVersion) -> Result<Checked
     Ok(Checked { manifest: digest })
 }
 
+/// Reads and verifies the manifest of a revision.
+async fn manifest(
+    sky: &Sky,
+    release: &ReleaseVersion,
+    revision: u32,
+    files: &BTreeMap<String, Stored>,
+    now: Timestamp,
+) -> Result<(Verified<ReleaseManifest>, Digest), Problem> {
+    let path = manifest_path(revision);
+    let stored = files.get(&path).ok_or_else(|| {
+        Problem::conflict(format!("release {release}: {path} is not stored here"))
+            .hint("upload the release's files first")
+    })?;
+    let bytes = sky
+        .blobs
+        .read(stored, LARGEST_MANIFEST)
+        .await
+        .map_err(Problem::internal)?;
+    let manifest = believe(&sky.trust, release, &path, &bytes, now)?;
+    if manifest.revision != revision {
+        return Err(Problem::conflict(format!(
+            "release {release}: {path} is of revision {}",
+            manifest.revision
+        )));
+    }
+    Ok((manifest, stored.sha256))
+}
+
 fn believe(
     trust: &TrustRoot,
     release: &ReleaseVersion,
+    path: &str,
     bytes: &[u8],
     now: Timestamp,
 ) -> Result<Verified<ReleaseManifest>, Problem> {
     let signed: Signed<ReleaseManifest> = serde_json::from_slice(bytes)
-        .map_err(|error| Problem::invalid(format!("release {release}: {MANIFEST}: {error}")))?;
+        .map_err(|error| Problem::invalid(format!("release {release}: {path}: {error}")))?;
     let manifest = trust.verify(&signed, now)?;
     if manifest.version != *release {
         return Err(Problem::conflict(format!(
@@ -202,6 +238,8 @@ fn compare(manifest: &ReleaseManifest, files: &BTreeMap<String, Stored>) -> Vec<
             [&manifest.uki, &manifest.boot_loader, &manifest.installer]
                 .into_iter()
                 .chain(components)
+                .chain(manifest.enrolment())
+                .chain(&manifest.documents)
                 .filter_map(whole),
         )
         .take(5)
@@ -310,7 +348,8 @@ mod tests {
     fn a_missing_or_other_file_is_named() {
         let manifest = ReleaseManifest {
             version: "2026.11.1".parse().unwrap(),
-            architecture: "amd64".into(),
+            revision: 0,
+            architecture: model::Architecture::Amd64,
             root_hash: Digest::of(b""),
             root: image("root.zst"),
             verity: image("verity.zst"),
@@ -321,10 +360,20 @@ mod tests {
                 name: "backup".into(),
                 version: "1".into(),
                 image: artifact("leap-backup.raw"),
+                verity: None,
             }],
+            documents: vec![artifact("lock.json")],
             tries: 3,
+            secure_boot: None,
         };
-        let whole = ["uki.efi", "boot.efi", "installer.efi", "leap-backup.raw"].map(|path| {
+        let whole = [
+            "uki.efi",
+            "boot.efi",
+            "installer.efi",
+            "leap-backup.raw",
+            "lock.json",
+        ]
+        .map(|path| {
             let sha256 = Digest::of(path.as_bytes());
             (path.to_owned(), Stored { sha256, size: 3 })
         });

@@ -2,15 +2,16 @@
 
 use model::api::{Enrolment, MachineView, Redemption};
 use model::machine::{DeviceKeys, MachineCode};
-use model::ticket::BirthTicket;
+use model::ticket::{BirthTicket, ForeignData};
 use model::{Incarnation, Signed, TrustError, Verified};
 
 use super::check_id;
 use super::machine::{find, first_mac, view};
-use super::unit;
+use super::{pass, tpm, unit};
+use crate::auth::Caller;
 use crate::error::Problem;
 use crate::sky::Sky;
-use crate::store::{MachineRecord, NewEvent, NewTicket, RedemptionRecord, TicketRecord};
+use crate::store::{MachineRecord, NewEvent, NewTicket, RedemptionRecord, Session, TicketRecord};
 
 /// Takes the operator's approval of a machine. Repeated, it changes nothing.
 ///
@@ -36,6 +37,7 @@ pub async fn put(
             ticket.id
         )));
     }
+    pass::check_approval(&machine, &ticket.unit)?;
     let current = unit::find(&mut session, &ticket.unit).await?.incarnation;
     let identity = model::DeviceIdentity {
         unit: ticket.unit.clone(),
@@ -57,15 +59,18 @@ pub async fn put(
         ticket: &ticket,
         document: &document,
     };
+    tell_of_withdrawn(&mut session, &machine, other.as_ref(), &ticket.id, now).await?;
     session.insert_ticket(code, new, now).await?;
     let message = format!(
-        "machine {code} may become {} incarnation {}, release {}, erasing disk {} ({:?}, {} bytes)",
+        "machine {code} may become {} incarnation {}, release {}, {}{}",
         ticket.unit,
         ticket.incarnation,
         ticket.release,
-        ticket.disk.path,
-        ticket.disk.serial,
-        ticket.disk.size
+        erasing(&ticket),
+        match ticket.foreign_data {
+            ForeignData::Keep => "",
+            ForeignData::Erase => ", whatever it holds",
+        },
     );
     let event = NewEvent::new("machine-approved", message)
         .unit(&ticket.unit)
@@ -75,6 +80,51 @@ pub async fn put(
     session.commit().await?;
     tracing::info!(machine = %code, unit = %ticket.unit, "machine approved");
     Ok(view(machine, now))
+}
+
+/// Says which disk a ticket lets be erased, by which ticket, and who signed it.
+pub(super) fn erasing(ticket: &Verified<BirthTicket>) -> String {
+    let signers: Vec<String> = ticket.signers().iter().map(ToString::to_string).collect();
+    format!(
+        "erasing disk {} ({:?}, {} bytes) by ticket {} signed by key {}",
+        ticket.disk.path,
+        ticket.disk.serial,
+        ticket.disk.size,
+        ticket.id,
+        signers.join(" and ")
+    )
+}
+
+/// A new ticket takes the place of the machine's own unused one, and takes the
+/// incarnation's unused one back from another machine. Neither goes unsaid.
+async fn tell_of_withdrawn(
+    session: &mut Session,
+    machine: &MachineRecord,
+    other: Option<&TicketRecord>,
+    by: &str,
+    now: jiff::Timestamp,
+) -> Result<(), Problem> {
+    let holder = match other {
+        Some(other) if other.machine != machine.code => session.machine(&other.machine).await?,
+        _ => None,
+    };
+    for holder in [Some(machine), holder.as_ref()].into_iter().flatten() {
+        let Some(ticket) = holder.ticket.as_ref().filter(|it| it.redemption.is_none()) else {
+            continue;
+        };
+        if holder.code != machine.code && other.is_none_or(|other| other.id != ticket.id) {
+            continue;
+        }
+        let message = format!(
+            "ticket {} counts no more: ticket {by} took its place",
+            ticket.id
+        );
+        let event = NewEvent::new("ticket-withdrawn", message)
+            .unit(&ticket.identity.unit)
+            .machine(&holder.code, first_mac(&holder.facts));
+        session.append_event(event, now).await?;
+    }
+    Ok(())
 }
 
 fn decide_approval(
@@ -133,12 +183,14 @@ enum Use<'a> {
 /// Not found, and every refusal; a refusal is recorded as an event.
 pub async fn redeem(
     sky: &Sky,
+    caller: &Caller,
     code: &MachineCode,
     redemption: &Redemption,
 ) -> Result<Enrolment, Problem> {
     let now = sky.now();
     let mut session = sky.store.change().await?;
     let machine = find(&mut session, code).await?;
+    pass::check(caller, &machine)?;
     let ticket = session.ticket(&redemption.ticket).await?;
     let born = match &ticket {
         Some(ticket) => session.ticket_of(&ticket.identity).await?,
@@ -147,6 +199,10 @@ pub async fn redeem(
     let verified = ticket
         .as_ref()
         .map(|ticket| sky.trust.verify(&ticket.document, now));
+    let permitted = match &verified {
+        Some(Ok(ticket)) => erasing(ticket),
+        _ => String::new(),
+    };
     let decision = decide_use(
         redemption,
         &machine,
@@ -154,6 +210,11 @@ pub async fn redeem(
         verified,
         born.as_ref(),
     );
+    let decision = decision.and_then(|decision| {
+        let (keys, proof) = (&machine.keys, redemption.proof.as_ref());
+        tpm::check_proof(&sky.authority, &redemption.ticket, keys, proof)?;
+        Ok(decision)
+    });
     let mac = first_mac(&machine.facts);
     let ticket = match decision {
         Ok(Use::Again(enrolment)) => return Ok(enrolment.clone()),
@@ -185,9 +246,12 @@ pub async fn redeem(
         },
     };
     session.insert_redemption(ticket, &used, now).await?;
+    if let Caller::Installer(pass) = caller {
+        session.use_pass(&pass.unit, code).await?;
+    }
     let unit = &ticket.identity.unit;
     let message = format!(
-        "ticket {} is used: machine {code} becomes {unit} incarnation {}",
+        "ticket {} is used: machine {code} becomes {unit} incarnation {}, {permitted}",
         ticket.id, ticket.identity.incarnation
     );
     let event = NewEvent::new("ticket-redeemed", message)
@@ -337,6 +401,7 @@ mod tests {
         Redemption {
             ticket: birth_ticket().id,
             keys,
+            proof: None,
         }
     }
 

@@ -14,7 +14,7 @@ use model::{CustomerName, Signed};
 
 use super::file;
 use super::read::{Json, Path};
-use crate::app::customer;
+use crate::app::{customer, pass};
 use crate::auth::Caller;
 use crate::error::Problem;
 use crate::sky::Sky;
@@ -77,12 +77,13 @@ async fn image(
     file::answer(&sky, &layer.image, &headers).await
 }
 
-/// A unit sees its own customer only.
+/// A unit sees its own customer only, and so does an installer with a pass.
 fn check_tenant(caller: &Caller, customer: &CustomerName) -> Result<(), Problem> {
     match caller {
         Caller::Unit(identity) if identity.unit.customer() != customer => Err(Problem::refused(
             format!("unit {}: not of customer {customer}", identity.unit),
         )),
+        Caller::Installer(pass) => pass::check_customer(pass, customer),
         _ => Ok(()),
     }
 }

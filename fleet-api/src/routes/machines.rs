@@ -12,6 +12,7 @@ use model::ticket::BirthTicket;
 
 use super::read::{Json, Path, Query};
 use crate::app::{machine, ticket};
+use crate::auth::Caller;
 use crate::error::Problem;
 use crate::sky::Sky;
 
@@ -27,9 +28,12 @@ pub(super) fn router() -> Router<Arc<Sky>> {
 
 async fn announce(
     State(sky): State<Arc<Sky>>,
+    caller: Caller,
     Json(announcement): Json<Announcement>,
 ) -> Result<Answer<MachineView>, Problem> {
-    machine::announce(&sky, &announcement).await.map(Answer)
+    machine::announce(&sky, &caller, &announcement)
+        .await
+        .map(Answer)
 }
 
 async fn list(State(sky): State<Arc<Sky>>) -> Result<Answer<Vec<MachineView>>, Problem> {
@@ -53,27 +57,32 @@ async fn approve(
 
 async fn verdict(
     State(sky): State<Arc<Sky>>,
+    caller: Caller,
     Path(code): Path<MachineCode>,
     query: Query,
 ) -> Result<Answer<Verdict>, Problem> {
-    machine::verdict_of(&sky, &code, query.wait)
+    machine::verdict_of(&sky, &caller, &code, query.wait)
         .await
         .map(Answer)
 }
 
 async fn redeem(
     State(sky): State<Arc<Sky>>,
+    caller: Caller,
     Path(code): Path<MachineCode>,
     Json(redemption): Json<Redemption>,
 ) -> Result<Answer<Enrolment>, Problem> {
-    ticket::redeem(&sky, &code, &redemption).await.map(Answer)
+    ticket::redeem(&sky, &caller, &code, &redemption)
+        .await
+        .map(Answer)
 }
 
 async fn progress(
     State(sky): State<Arc<Sky>>,
+    caller: Caller,
     Path(code): Path<MachineCode>,
     Json(told): Json<Progress>,
 ) -> Result<Answer<Accepted>, Problem> {
-    machine::progress(&sky, &code, &told).await?;
+    machine::progress(&sky, &caller, &code, &told).await?;
     Ok(Answer(Accepted {}))
 }

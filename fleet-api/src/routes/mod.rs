@@ -37,6 +37,8 @@ mod fences;
 
 mod events;
 
+mod metrics;
+
 /// Who may make a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
@@ -50,6 +52,8 @@ pub enum Who {
     Vault,
     /// Device certificate of a current incarnation.
     Unit,
+    /// An installer without a factory: a unit's one-time code as its bearer token.
+    Installer,
 }
 
 impl Who {
@@ -61,6 +65,7 @@ impl Who {
             Self::Factory => "factory",
             Self::Vault => "vault",
             Self::Unit => "unit",
+            Self::Installer => "installer",
         }
     }
 }
@@ -91,7 +96,7 @@ const fn at(place: &'static str, call: Call) -> Call {
     Call { place, ..call }
 }
 
-use Who::{Anyone, Factory, Operator, Unit, Vault};
+use Who::{Anyone, Factory, Installer, Operator, Unit, Vault};
 
 /// Every call, and who may make it. What is not here cannot be called.
 pub const CALLS: &[Call] = &[
@@ -102,11 +107,19 @@ pub const CALLS: &[Call] = &[
     call("PUT", "/v1/customers/{c}/layer.raw", &[Operator]),
     at(
         "layer",
-        call("GET", "/v1/customers/{c}/layer.json", &[Factory, Unit]),
+        call(
+            "GET",
+            "/v1/customers/{c}/layer.json",
+            &[Factory, Unit, Installer],
+        ),
     ),
     at(
         "layer",
-        call("GET", "/v1/customers/{c}/layer.raw", &[Factory, Unit]),
+        call(
+            "GET",
+            "/v1/customers/{c}/layer.raw",
+            &[Factory, Unit, Installer],
+        ),
     ),
     call("POST", "/v1/units", &[Operator]),
     call("GET", "/v1/units", &[Operator]),
@@ -120,22 +133,28 @@ pub const CALLS: &[Call] = &[
         "/v1/units/{c}/{n}/incarnations/{i}/secrets",
         &[Operator],
     ),
+    call("PUT", "/v1/units/{c}/{n}/pass", &[Operator]),
+    call("GET", "/v1/pass", &[Installer]),
     call("POST", "/v1/units/{c}/{n}/commands", &[Operator]),
     call("GET", "/v1/units/{c}/{n}/commands/{id}", &[Operator]),
     call("GET", "/v1/machines", &[Operator, Factory]),
-    call("POST", "/v1/machines", &[Factory]),
+    call("POST", "/v1/machines", &[Factory, Installer]),
     call("GET", "/v1/machines/{code}", &[Operator, Factory]),
     call("PUT", "/v1/machines/{code}/ticket", &[Operator]),
-    call("GET", "/v1/machines/{code}/verdict", &[Factory]),
-    call("POST", "/v1/machines/{code}/redeem", &[Factory]),
-    call("POST", "/v1/machines/{code}/progress", &[Factory]),
+    call("GET", "/v1/machines/{code}/verdict", &[Factory, Installer]),
+    call("POST", "/v1/machines/{code}/redeem", &[Factory, Installer]),
+    call(
+        "POST",
+        "/v1/machines/{code}/progress",
+        &[Factory, Installer],
+    ),
     call("PUT", "/v1/releases/{version}/{*path}", &[Operator]),
     at(
         "release",
         call(
             "GET",
             "/v1/releases/{version}/{*path}",
-            &[Factory, Unit, Operator],
+            &[Factory, Unit, Operator, Installer],
         ),
     ),
     call("PUT", "/v1/channels/{name}", &[Operator]),
@@ -147,6 +166,8 @@ pub const CALLS: &[Call] = &[
     call("GET", "/v1/fences", &[Vault]),
     call("POST", "/v1/fences/attempts", &[Vault]),
     call("GET", "/v1/events", &[Operator]),
+    call("GET", "/v1/events/stream", &[Operator]),
+    call("GET", "/v1/metrics", &[Operator]),
 ];
 
 /// Largest body of a call with JSON in bytes.
@@ -164,6 +185,7 @@ pub fn router(sky: Arc<Sky>) -> Router {
         .merge(checkin::router())
         .merge(fences::router())
         .merge(events::router())
+        .merge(metrics::router())
         .route_layer(middleware::from_fn_with_state(
             Arc::clone(&sky),
             auth::guard,

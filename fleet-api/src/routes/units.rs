@@ -8,11 +8,13 @@ use axum::{Json as Answer, Router};
 use model::api::{Accepted, CommandView, IncarnationView, NewIncarnation, NewUnit, UnitView};
 use model::command::UnitCommand;
 use model::configuration::Configuration;
+use model::pass::{NewPass, PassView};
 use model::secrets::SealedSecrets;
 use model::{DeviceIdentity, Incarnation, Signed};
 
 use super::read::{Json, Path, Query, unit};
 use crate::app;
+use crate::auth::Caller;
 use crate::error::Problem;
 use crate::sky::Sky;
 
@@ -32,6 +34,8 @@ pub(super) fn router() -> Router<Arc<Sky>> {
             "/v1/units/{c}/{n}/incarnations/{i}/secrets",
             put(device_secrets),
         )
+        .route("/v1/units/{c}/{n}/pass", put(pass))
+        .route("/v1/pass", get(own_pass))
         .route("/v1/units/{c}/{n}/commands", post(command))
         .route("/v1/units/{c}/{n}/commands/{id}", get(command_view))
 }
@@ -102,6 +106,22 @@ async fn device_secrets(
     };
     app::secrets::put_device(&sky, &identity, &secrets).await?;
     Ok(Answer(Accepted {}))
+}
+
+async fn pass(
+    State(sky): State<Arc<Sky>>,
+    Path((customer, name)): Names,
+    Json(new): Json<NewPass>,
+) -> Result<Answer<PassView>, Problem> {
+    let unit = unit(&customer, &name)?;
+    app::pass::put(&sky, &unit, &new).await.map(Answer)
+}
+
+async fn own_pass(caller: Caller) -> Result<Answer<PassView>, Problem> {
+    match &caller {
+        Caller::Installer(pass) => Ok(Answer(app::pass::show(pass))),
+        _ => Err(Problem::refused("this call is for installers")),
+    }
 }
 
 async fn command(

@@ -93,6 +93,17 @@ impl Session {
         Ok(())
     }
 
+    /// Returns the number of the newest event; 0 without one.
+    ///
+    /// # Errors
+    /// A failure of the database.
+    pub async fn newest_event(&mut self) -> Result<u64, StoreError> {
+        let newest: Option<i64> = sqlx::query_scalar("SELECT max(number) FROM event")
+            .fetch_one(self.db())
+            .await?;
+        number("event number", newest.unwrap_or(0))
+    }
+
     /// Returns the events with a higher number than `after`, oldest first, at most `most`.
     ///
     /// # Errors

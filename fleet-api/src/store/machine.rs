@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use model::api::{Announcement, Enrolment, Progress};
 use model::machine::{DeviceKeys, MachineCode, MachineFacts};
 use model::ticket::BirthTicket;
-use model::{DeviceIdentity, Digest, Incarnation, Signed};
+use model::{DeviceIdentity, Digest, Incarnation, Signed, UnitName};
 
 use super::{Session, StoreError, Topic, incarnation_number, json, micros, parse, time, unjson};
 
@@ -25,6 +25,8 @@ pub struct MachineRecord {
     pub last_seen: Timestamp,
     /// The ticket that it is to use.
     pub ticket: Option<TicketRecord>,
+    /// The unit whose pass it came with; none behind a factory.
+    pub pass: Option<UnitName>,
 }
 
 /// A ticket as it is stored.
@@ -72,6 +74,7 @@ type MachineRow = (
     Option<String>,
     i64,
     i64,
+    Option<String>,
 );
 
 type TicketRow = (
@@ -96,7 +99,7 @@ impl Session {
         code: &MachineCode,
     ) -> Result<Option<MachineRecord>, StoreError> {
         let row: Option<MachineRow> = sqlx::query_as(
-            "SELECT code, facts, keys, progress, ticket, first_seen, last_seen
+            "SELECT code, facts, keys, progress, ticket, first_seen, last_seen, pass
              FROM machine WHERE code = ?",
         )
         .bind(code.as_str())
@@ -114,7 +117,7 @@ impl Session {
     /// A failure of the database.
     pub async fn machines(&mut self) -> Result<Vec<MachineRecord>, StoreError> {
         let rows: Vec<MachineRow> = sqlx::query_as(
-            "SELECT code, facts, keys, progress, ticket, first_seen, last_seen
+            "SELECT code, facts, keys, progress, ticket, first_seen, last_seen, pass
              FROM machine ORDER BY last_seen DESC, code",
         )
         .fetch_all(self.db())
@@ -134,11 +137,13 @@ impl Session {
         &mut self,
         code: &MachineCode,
         announcement: &Announcement,
+        pass: Option<&UnitName>,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO machine (code, fingerprint, facts, keys, installer, first_seen, last_seen)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)",
+            "INSERT INTO machine
+             (code, fingerprint, facts, keys, installer, first_seen, last_seen, pass)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7)",
         )
         .bind(code.as_str())
         .bind(announcement.keys.fingerprint().to_string())
@@ -146,6 +151,7 @@ impl Session {
         .bind(json(&announcement.keys))
         .bind(&announcement.installer)
         .bind(micros(now))
+        .bind(pass.map(UnitName::to_string))
         .execute(self.db())
         .await?;
         self.touch(Topic::Machines);
@@ -304,7 +310,7 @@ impl Session {
     }
 
     async fn machine_record(&mut self, row: MachineRow) -> Result<MachineRecord, StoreError> {
-        let (code, facts, keys, progress, ticket, first_seen, last_seen) = row;
+        let (code, facts, keys, progress, ticket, first_seen, last_seen, pass) = row;
         let ticket = match ticket {
             Some(id) => self.ticket(&id).await?,
             None => None,
@@ -317,6 +323,7 @@ impl Session {
             first_seen: time(first_seen)?,
             last_seen: time(last_seen)?,
             ticket,
+            pass: pass.map(|unit| parse("pass unit", &unit)).transpose()?,
         })
     }
 }

@@ -42,6 +42,9 @@ pub use channel::ChannelRecord;
 
 mod fence;
 
+mod pass;
+pub use pass::PassRecord;
+
 mod event;
 pub use event::NewEvent;
 

@@ -18,7 +18,11 @@ fn path(template: &str) -> String {
         .replace("{name}", "stable")
 }
 
-async fn statuses(caller: &Caller, allowed: impl Fn(&[Who]) -> bool, expected: (u16, &str)) {
+pub(crate) async fn statuses(
+    caller: &Caller,
+    allowed: impl Fn(&[Who]) -> bool,
+    expected: (u16, &str),
+) {
     for call in CALLS {
         if allowed(call.who) {
             continue;

@@ -27,7 +27,7 @@ async fn a_machine_is_born_and_comes_into_service() {
     let incarnation = sky.begin(UNIT, IncarnationReason::Birth).await;
     assert_eq!(sky.unit(UNIT).await.state, UnitState::Unborn);
     let ticket = sky.approve(&machine, UNIT, incarnation).await;
-    let Verdict::Install { ticket: signed } = waiting.await.unwrap() else {
+    let Verdict::Install { ticket: signed, .. } = waiting.await.unwrap() else {
         panic!("approved, and not told to install");
     };
     assert_eq!(signed, sky.operators.sign(&ticket));
@@ -114,6 +114,7 @@ async fn a_ticket_burns_once_and_its_answer_can_be_asked_for_again() {
     let redemption = Redemption {
         ticket: ticket.id.clone(),
         keys: clone.keys.clone(),
+        proof: None,
     };
     for code in [machine.code(), clone.code()] {
         let path = format!("/v1/machines/{code}/redeem");
@@ -167,6 +168,7 @@ async fn approving_another_machine_takes_the_first_ones_unused_ticket() {
     let redemption = Redemption {
         ticket: ticket.id,
         keys: first.keys.clone(),
+        proof: None,
     };
     let path = format!("/v1/machines/{}/redeem", first.code());
     let (status, _) = sky
@@ -174,6 +176,65 @@ async fn approving_another_machine_takes_the_first_ones_unused_ticket() {
         .refused(Method::POST, &path, &redemption)
         .await;
     assert_eq!(status, 403);
+}
+
+#[tokio::test]
+async fn every_ticket_and_every_erase_is_told_with_who_signed_it() {
+    let sky = Sky::start().await;
+    sky.prepare().await;
+    let key = sky.operators.public().id().to_string();
+    let (first, second) = (Machine::new("S1"), Machine::new("S2"));
+    let incarnation = sky.begin(UNIT, IncarnationReason::Birth).await;
+    let withdrawn = sky.approve(&first, UNIT, incarnation).await;
+    let mut ticket = sky.approve(&second, UNIT, incarnation).await;
+    // A newer one for the same machine.
+    ticket.id = "ab".repeat(16);
+    ticket.foreign_data = model::ticket::ForeignData::Erase;
+    let path = format!("/v1/machines/{}/ticket", second.code());
+    let signed = sky.operators.sign(&ticket);
+    let operator = sky.operator();
+    operator
+        .ok::<MachineView>(Method::PUT, &path, &signed)
+        .await;
+    sky.redeem(&second, &ticket).await;
+    for step in [
+        InstallStep::Partition,
+        InstallStep::Write,
+        InstallStep::Done,
+    ] {
+        assert_eq!(sky.progress(&second, step).await.status(), StatusCode::OK);
+    }
+    let events = sky.events().await;
+    let told = |kind: &str| -> Vec<&model::api::Event> {
+        events.iter().filter(|event| event.kind == kind).collect()
+    };
+    let disk = format!("erasing disk /dev/vda (\"D1\", {} bytes)", 10_u64 << 30);
+    let by = format!("{disk} by ticket {} signed by key {key}", ticket.id);
+    let approved = told("machine-approved");
+    assert_eq!(approved.len(), 3);
+    assert!(
+        approved[0].message.contains(&withdrawn.id),
+        "{:?}",
+        approved[0]
+    );
+    assert!(!approved[0].message.contains("whatever it holds"));
+    let expected = format!("{by}, whatever it holds");
+    assert!(approved[2].message.contains(&expected), "{:?}", approved[2]);
+    // The first machine's, and the second one's own older one.
+    let lost: Vec<_> = told("ticket-withdrawn")
+        .iter()
+        .map(|e| e.machine.clone())
+        .collect();
+    assert_eq!(lost, [Some(first.code()), Some(second.code())]);
+    // Once, with the first step that writes, and each names disk, ticket and key.
+    for kind in ["ticket-redeemed", "disk-erased"] {
+        let told = told(kind);
+        assert_eq!(told.len(), 1, "{kind}");
+        assert!(told[0].message.contains(&by), "{:?}", told[0]);
+        assert_eq!(told[0].unit, Some(UNIT.parse().unwrap()));
+        assert_eq!(told[0].machine, Some(second.code()));
+        assert!(told[0].mac.is_some());
+    }
 }
 
 #[tokio::test]

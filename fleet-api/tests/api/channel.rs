@@ -1,9 +1,9 @@
 //! What a channel may offer, and how it stays fresh.
 
 use jiff::{SignedDuration, Timestamp};
-use model::Signed;
 use model::api::Offer;
-use model::release::ChannelPointer;
+use model::release::{ChannelPointer, ReleaseManifest, manifest_path};
+use model::{Digest, Signed};
 use reqwest::Method;
 
 use crate::sky::{RELEASE, Sky, release_files, trust_root};
@@ -13,6 +13,7 @@ const CHANNEL: &str = "/v1/channels/stable";
 fn offer(release: &str) -> Offer {
     Offer {
         release: release.parse().unwrap(),
+        revision: 0,
     }
 }
 
@@ -113,4 +114,60 @@ async fn a_pointer_is_signed_anew_when_it_is_read_a_day_later() {
     assert_eq!(renewed.manifest, first.manifest);
     assert!(renewed.expires > first.expires + SignedDuration::from_hours(24));
     assert_eq!(pointer(&sky, in_two_days()).await, renewed);
+}
+
+#[tokio::test]
+async fn a_revision_is_offered_beside_its_release_and_only_with_the_same_root() {
+    let mut sky = Sky::start().await;
+    sky.publish(RELEASE).await;
+    sky.offer(RELEASE).await;
+    let files = release_files(&sky.releases, RELEASE);
+    let bytes = |path: &str| files.iter().find(|file| file.0 == path).unwrap().1.clone();
+    let first: Signed<ReleaseManifest> = serde_json::from_slice(&bytes("manifest.json")).unwrap();
+    let now = edge::clock::now();
+    let trust = trust_root(&sky.place(), &sky.operators, &sky.releases);
+    let first = trust.verify(&first, now).unwrap().into_inner();
+    let image = "components/leap-backup-2.raw";
+    let upload = async |sky: &Sky, number: u32, change: &dyn Fn(&mut ReleaseManifest)| {
+        let mut manifest = first.clone();
+        manifest.revision = number;
+        manifest.components[0].image.path = image.to_owned();
+        change(&mut manifest);
+        let signed = serde_json::to_vec(&sky.releases.sign(&manifest)).unwrap();
+        let path = manifest_path(number);
+        sky.upload(RELEASE, &path, signed.clone()).await;
+        Digest::of(&signed)
+    };
+    let of = |revision| Offer {
+        revision,
+        ..offer(RELEASE)
+    };
+    let refused = async |sky: &Sky, revision, problem: &str| {
+        let operator = sky.operator();
+        let (status, error) = operator.refused(Method::PUT, CHANNEL, &of(revision)).await;
+        assert_eq!(status, 409);
+        assert!(error.message.contains(problem), "{error}");
+    };
+    refused(&sky, 1, "revisions/1/manifest.json is not stored").await;
+    upload(&sky, 1, &|manifest| {
+        manifest.root_hash = Digest::of(b"other")
+    })
+    .await;
+    refused(&sky, 1, "another root hash").await;
+    upload(&sky, 2, &|manifest| manifest.revision = 7).await;
+    refused(&sky, 2, "is of revision 7").await;
+    let good = upload(&sky, 3, &|_| ()).await;
+    refused(&sky, 3, "leap-backup-2.raw is missing").await;
+    sky.upload(RELEASE, image, bytes("components/leap-backup.raw"))
+        .await;
+    let operator = sky.operator();
+    let _: serde_json::Value = operator.ok(Method::PUT, CHANNEL, &of(3)).await;
+    let offered = pointer(&sky, now).await;
+    assert_eq!((offered.revision, offered.manifest), (3, good));
+    assert_eq!(offered.version, 2);
+    // Down is refused, and a renewal keeps the revision.
+    refused(&sky, 0, "is older than").await;
+    sky.restart(in_two_days).await;
+    let renewed = pointer(&sky, in_two_days()).await;
+    assert_eq!((renewed.revision, renewed.manifest), (3, good));
 }

@@ -89,6 +89,7 @@ async fn a_store_that_fails_burns_no_ticket_and_tells_no_cause() {
     let redemption = Redemption {
         ticket: ticket.id.clone(),
         keys: machine.keys.clone(),
+        proof: None,
     };
     let (status, error) = sky
         .factory()

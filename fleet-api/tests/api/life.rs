@@ -165,6 +165,7 @@ async fn publish_layer(sky: &Sky, customer: &str, version: u64, image: &[u8]) {
     let layer = CustomerLayer {
         customer: customer.parse().unwrap(),
         version,
+        components: None,
         image: Artifact {
             path: "layer.raw".into(),
             size: image.len() as u64,

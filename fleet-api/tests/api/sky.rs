@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ::tpm::emulator::Emulator;
 use edge::runner::Tool;
 use fleet_api::config::Config;
 use fleet_api::serve;
@@ -13,11 +14,13 @@ use model::api::{
     NewUnit, Offer, Progress, Redemption, UpdateStatus,
 };
 use model::configuration::{Configuration, Maintenance, Network, Settings};
-use model::machine::{DeviceKeys, DiskContent, DiskFacts, MachineCode, MachineFacts, NicFacts};
+use model::machine::{
+    DeviceKeys, DiskContent, DiskFacts, MachineCode, MachineFacts, NicFacts, TpmKeys,
+};
 use model::release::{Artifact, Component, ReleaseManifest, Segment, SegmentedImage};
 use model::ticket::{BirthTicket, ForeignData, TicketDisk};
 use model::trust::RoleKeys;
-use model::{Digest, Incarnation, Role, Signed, Signer, TrustRoot};
+use model::{Digest, HexBytes, Incarnation, Role, Signed, Signer, TrustRoot};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -98,11 +101,14 @@ impl Sky {
     }
 
     pub(crate) fn device(&self, machine: &Machine, enrolment: &Enrolment) -> Caller {
-        let builder = tls::client::builder(&enrolment.ca).unwrap();
-        let builder =
-            tls::client::with_identity(builder, &enrolment.certificate, &machine.key).unwrap();
+        let papers = tls::device::Papers {
+            ca: &enrolment.ca,
+            certificate: &enrolment.certificate,
+            key: &machine.key,
+            tpm: &machine.chip,
+        };
         Caller {
-            client: builder.build().unwrap(),
+            client: papers.client().unwrap().build().unwrap(),
             base: self.base.clone(),
             token: None,
         }
@@ -174,6 +180,7 @@ impl Sky {
     pub(crate) async fn offer(&self, version: &str) {
         let offer = Offer {
             release: version.parse().unwrap(),
+            revision: 0,
         };
         self.operator()
             .ok::<serde_json::Value>(Method::PUT, "/v1/channels/stable", &offer)
@@ -242,6 +249,7 @@ impl Sky {
         let redemption = Redemption {
             ticket: ticket.id.clone(),
             keys: machine.keys.clone(),
+            proof: None,
         };
         self.factory().ok(Method::POST, &path, &redemption).await
     }
@@ -365,6 +373,16 @@ impl Caller {
         self.request(method, path).json(body).send().await.unwrap()
     }
 
+    /// Like [`Self::send`], where it may not even connect.
+    pub(crate) async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> reqwest::Result<Response> {
+        self.request(method, path).json(body).send().await
+    }
+
     pub(crate) async fn put_bytes(&self, path: &str, bytes: Vec<u8>) -> Response {
         let request = self.request(Method::PUT, path).body(bytes);
         request.send().await.unwrap()
@@ -428,6 +446,8 @@ pub(crate) struct Machine {
     pub(crate) facts: MachineFacts,
     pub(crate) keys: DeviceKeys,
     pub(crate) key: String,
+    /// Where its TPM is.
+    pub(crate) chip: PathBuf,
 }
 
 impl Machine {
@@ -448,6 +468,7 @@ impl Machine {
                     size: 10 << 30,
                     removable: false,
                     content: DiskContent::Empty,
+                    health: None,
                 }],
                 nics: vec![NicFacts {
                     name: "eth0".into(),
@@ -457,14 +478,34 @@ impl Machine {
                 firmware: "uefi".into(),
                 secure_boot: false,
                 tpm: false,
+                findings: vec![],
             },
             keys: DeviceKeys {
                 csr: request.csr,
                 public_key: request.public_key,
                 recipient: "age1qqqqqqqqqqqqqqqq".into(),
+                tpm: None,
             },
             key: request.key,
+            chip: PathBuf::new(),
         }
+    }
+
+    /// A machine whose keys are in this TPM.
+    pub(crate) fn with_tpm(serial: &str, chip: &Emulator) -> Self {
+        let made = tls::device::request_in_tpm(&chip.socket()).unwrap();
+        let mut machine = Self::new(serial);
+        machine.facts.tpm = true;
+        machine.keys.csr = made.request.csr;
+        machine.keys.public_key = made.request.public_key;
+        machine.keys.tpm = Some(TpmKeys {
+            endorsement_key: HexBytes(made.endorsement.key.as_bytes().to_vec()),
+            endorsement_certificate: None,
+            device_key: HexBytes(made.public.as_bytes().to_vec()),
+        });
+        machine.key = made.request.key;
+        machine.chip = chip.socket();
+        machine
     }
 
     pub(crate) fn code(&self) -> MachineCode {
@@ -483,6 +524,7 @@ impl Machine {
 pub(crate) fn said(healthy: bool) -> CheckIn {
     CheckIn {
         release: RELEASE.parse().unwrap(),
+        revision: 0,
         root_hash: "00".repeat(32),
         slot: "a".into(),
         boot_id: "boot".into(),
@@ -527,7 +569,8 @@ pub(crate) fn release_files(signer: &Signer, version: &str) -> Vec<(String, Vec<
     let (verity, verity_bytes) = segmented("verity.zst");
     let manifest = ReleaseManifest {
         version: version.parse().unwrap(),
-        architecture: "amd64".into(),
+        revision: 0,
+        architecture: model::Architecture::Amd64,
         root_hash: Digest::of(b"root"),
         root,
         verity,
@@ -538,8 +581,11 @@ pub(crate) fn release_files(signer: &Signer, version: &str) -> Vec<(String, Vec<
             name: "backup".into(),
             version: "1".into(),
             image: artifact("components/leap-backup.raw"),
+            verity: None,
         }],
+        documents: Vec::new(),
         tries: 3,
+        secure_boot: None,
     };
     let mut files = vec![
         ("root.zst".to_owned(), root_bytes),

@@ -2,122 +2,61 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use edge::exit::{Failure, Kind};
-use edge::{clock, out};
-use model::release::ReleaseManifest;
-use serde::Serialize;
+use edge::out;
 
-use crate::release::{self, MANIFEST, readable};
-use crate::uki;
+use crate::inspect::{Depth, Found, inspect};
 
-/// Check a release's signature and files, and say what it holds
+/// Say what a release or a file is and holds, and check signatures on demand
+///
+/// A file may be a disk image, a unified kernel image or other EFI program, an
+/// EROFS image, a component, a lock or a manifest; it is known by its content.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The release's folder
-    release: PathBuf,
-    /// Trust root to check the signature against
+    /// The release's folder, or a file
+    #[arg(value_name = "FILE|RELEASE")]
+    what: PathBuf,
+    /// Trust root: the release must be signed by its keys, and its files be the signed ones
     #[arg(long, value_name = "FILE")]
-    trust_root: PathBuf,
+    trust_root: Option<PathBuf>,
+    /// Read the slots of a disk image and compare them with their root hashes
+    #[arg(long)]
+    check: bool,
+    /// List the files of an EROFS image or component with their digests
+    #[arg(long, conflicts_with = "check")]
+    files: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct Answer {
-    manifest: ReleaseManifest,
-    uki: Vec<UkiSection>,
-}
-
-#[derive(Debug, Serialize)]
-struct UkiSection {
-    name: String,
-    size: usize,
-    text: Option<String>,
-}
-
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let trust = super::read_trust_root(&self.trust_root)?;
-        let signed = release::read_signed::<ReleaseManifest>(&self.release.join(MANIFEST))?;
-        let manifest = trust
-            .verify(&signed, clock::now())
-            .map_err(|error| Failure::new(Kind::Refused, error))?
-            .into_inner();
-        let images = manifest.components.iter().map(|component| &component.image);
-        for artifact in [&manifest.uki, &manifest.boot_loader, &manifest.installer]
-            .into_iter()
-            .chain(images)
-        {
-            release::check(&self.release, artifact)?;
-        }
-        for image in [&manifest.root, &manifest.verity] {
-            let file = self.release.join(&image.path);
-            crate::segment::read(image, &file, &mut std::io::sink())?;
-        }
-        let bytes = std::fs::read(self.release.join(&manifest.uki.path)).context("read the UKI")?;
-        let sections = uki::sections(&bytes).context("read the UKI")?;
-        let uki = sections
-            .into_iter()
-            .map(|(name, content)| {
-                let text = [".osrel", ".cmdline", ".uname"]
-                    .contains(&name.as_str())
-                    .then(|| String::from_utf8_lossy(content).trim_end().to_owned());
-                UkiSection {
-                    size: content.len(),
-                    text,
-                    name,
-                }
-            })
-            .collect();
-        let answer = Answer { manifest, uki };
+        let trust = self
+            .trust_root
+            .as_deref()
+            .map(super::read_trust_root)
+            .transpose()?;
+        let depth = match (self.check, self.files) {
+            (true, _) => Depth::Check,
+            (_, true) => Depth::Files,
+            _ => Depth::Look,
+        };
+        let found = inspect(&self.what, trust.as_ref(), depth)?;
         if self.json {
-            out::json(&answer);
+            out::json(&found);
         } else {
-            print(&answer);
+            out::line(found.render().trim_end());
         }
-        Ok(())
-    }
-}
-
-fn print(answer: &Answer) {
-    let Answer { manifest, uki } = answer;
-    out::line(format_args!(
-        "release {} ({}), signed, all files as the manifest says",
-        manifest.version, manifest.architecture
-    ));
-    out::line(format_args!("root hash {}", manifest.root_hash));
-    for (name, image) in [("root", &manifest.root), ("verity", &manifest.verity)] {
-        out::line(format_args!(
-            "{name:10} {:>10}, {} stored in {} segments",
-            readable(image.size),
-            readable(image.stored_size),
-            image.segments.len()
-        ));
-    }
-    for (name, artifact) in [
-        ("uki", &manifest.uki),
-        ("loader", &manifest.boot_loader),
-        ("installer", &manifest.installer),
-    ] {
-        out::line(format_args!("{name:10} {:>10}", readable(artifact.size)));
-    }
-    for component in &manifest.components {
-        out::line(format_args!(
-            "component  {:>10}  {} {}",
-            readable(component.image.size),
-            component.name,
-            component.version
-        ));
-    }
-    for section in uki {
-        let text = section.text.as_deref().unwrap_or_default();
-        out::line(format_args!(
-            "section    {:>10}  {} {}",
-            readable(section.size as u64),
-            section.name,
-            text.replace('\n', " ")
-        ));
+        match found {
+            Found::Disk(disk) if disk.damaged => Err(Failure::new(
+                Kind::Refused,
+                anyhow::anyhow!(
+                    "{}: a slot is not what its root hash says",
+                    self.what.display()
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 }

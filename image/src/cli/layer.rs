@@ -8,13 +8,11 @@ use edge::{durable, out};
 use model::CustomerName;
 use model::release::{Artifact, CustomerLayer};
 
+use super::CacheArgs;
 use crate::build;
-use crate::cache::Cache;
 use crate::release::readable;
 use crate::report::Report;
-use crate::sources::Mirrors;
 use crate::steps::extension;
-use crate::steps::packages::host_mirrors;
 use crate::steps::unpack::digest_file;
 
 /// Make a customer's signed configuration layer
@@ -32,18 +30,18 @@ pub(super) struct Args {
     /// The recipe of the releases that the layer is for
     #[arg(long, value_name = "FILE")]
     recipe: PathBuf,
-    /// Folder for downloaded packages and finished steps
-    #[arg(long, value_name = "DIR")]
-    cache: PathBuf,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Private key of the configuration role, which signs the layer
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
     /// Number of the layer; rises with every change
     #[arg(long, default_value_t = 1)]
     version: u64,
-    /// Debian mirror, instead of those of this machine's apt
-    #[arg(long, value_name = "URL")]
-    mirror: Option<String>,
+    /// A component that is active on the customer's units; may be repeated.
+    /// Without any, all of a release are
+    #[arg(long = "component", value_name = "NAME")]
+    components: Vec<String>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -53,13 +51,10 @@ impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
         let recipe = super::load_recipe(&self.recipe)?;
         let signer = super::read_key(&self.key)?;
-        let mirrors = match &self.mirror {
-            Some(address) => Mirrors::from_address(address),
-            None => host_mirrors()?,
-        };
-        let cache = Cache::open(&self.cache)?;
-        let mut report = Report::new();
-        let tools = build::tools(&recipe, &mirrors, &cache, &mut report)?;
+        let mirrors = self.cache.mirrors()?;
+        let cache = self.cache.open()?;
+        let report = Report::new();
+        let tools = build::tools(&recipe, &mirrors, &cache, &report)?;
         let work = cache.work()?;
         extension::layer(
             &self.files,
@@ -73,6 +68,7 @@ impl Args {
         let layer = CustomerLayer {
             customer: self.customer,
             version: self.version,
+            components: (!self.components.is_empty()).then_some(self.components),
             image: Artifact {
                 path: "layer.raw".to_owned(),
                 size: bytes.len() as u64,

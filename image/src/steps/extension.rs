@@ -6,8 +6,10 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use model::release::is_unit_of;
 
-use super::verity;
+use super::{unpack, verity};
+use crate::lock::{Lock, Part};
 use crate::recipe::Component;
 use crate::tools::Tools;
 use crate::tree::{Content, Kind, Node, Tree};
@@ -82,7 +84,33 @@ pub fn add_program(
     Ok(())
 }
 
-/// Composes a component's system extension as `NAME.raw` into `out`.
+/// Writes the paths of a tree's files and links to `paths` in `out`, a line for
+/// each: the build compares those of components with those of the root.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_paths(tree: &Tree, out: &Path) -> anyhow::Result<()> {
+    let paths: String = tree
+        .iter()
+        .filter(|(_, node)| !matches!(node.kind, Kind::Directory))
+        .map(|(path, _)| format!("{path}\n"))
+        .collect();
+    std::fs::write(out.join("paths"), paths).context("write the list of paths")
+}
+
+/// Where a component's parts are.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// Our programs by name.
+    pub binaries: &'a BTreeMap<String, PathBuf>,
+    /// The lock.
+    pub lock: &'a Lock,
+    /// The folder of downloaded packages.
+    pub packages: &'a Path,
+}
+
+/// Composes a component's system extension with its hash tree as `NAME.raw` into
+/// `out`, and writes the paths of its files to `paths`, a line for each.
 ///
 /// # Errors
 /// When an input is missing, or the component has files outside `/usr`.
@@ -91,16 +119,32 @@ pub fn component(
     component: &Component,
     identity: &str,
     mtime: u32,
-    binaries: &BTreeMap<String, PathBuf>,
+    parts: Parts<'_>,
     tools: &Tools,
     out: &Path,
 ) -> anyhow::Result<()> {
+    let work = tempfile::tempdir_in(out).context("make a folder to work in")?;
     let mut tree = Tree::new();
+    for package in parts.lock.part(Part::Component(name.to_owned())) {
+        unpack::into_tree(parts.packages, package, work.path(), &mut tree)?;
+    }
+    // Of packages an extension can bring what lies below /usr, without
+    // documentation, as the root.
+    tree.remove_matching(&["**".to_owned()], &["usr".to_owned(), "usr/**".to_owned()]);
+    for path in [
+        "usr/share/doc",
+        "usr/share/man",
+        "usr/share/locale",
+        "usr/share/lintian",
+    ] {
+        tree.remove(path);
+    }
     for overlay in &component.overlays {
         tree.add_folder(overlay)?;
     }
     for binary in &component.binaries {
-        let program = binaries
+        let program = parts
+            .binaries
             .get(binary)
             .with_context(|| format!("program {binary}: not given"))?;
         add_program(&mut tree, binary, program, tools, out)?;
@@ -110,6 +154,19 @@ pub fn component(
         .find(|(path, _)| *path != "usr" && !path.starts_with("usr/"))
     {
         anyhow::bail!("component {name}: /{path}: expected files below /usr only");
+    }
+    write_paths(&tree, out)?;
+    let units = "usr/lib/systemd/system/";
+    if let Some(unit) = tree
+        .iter()
+        .filter_map(|(path, _)| path.strip_prefix(units))
+        .find(|unit| !unit.contains('/') && !unit.ends_with(".d") && !is_unit_of(unit, name))
+    {
+        // By their names the updater finds what to restart when it replaces the component.
+        anyhow::bail!(
+            "component {name}: unit {unit}: expected a name that begins with leap-{name}, \
+             as in leap-{name}.service"
+        );
     }
     // systemd merges the extension only where these match the host's os-release.
     tree.put_file(
@@ -124,15 +181,10 @@ pub fn component(
     // Not the root's time: by the time of its unit folders the service manager
     // notices that there are new units, without a reload that costs seconds.
     let mtime = mtime + 1;
-    write_image(
-        &tree,
-        &format!("{identity} component"),
-        mtime,
-        &[],
-        tools,
-        out,
-        &format!("{name}.raw"),
-    )
+    let file = format!("{name}.raw");
+    let identity = format!("{identity} component");
+    write_image(&tree, &identity, mtime, &[], tools, out, &file)?;
+    verity::append(&format!("{identity} {name}"), &out.join(file), tools)
 }
 
 /// The configuration extension's name on a unit, `leap-customer.raw`.

@@ -5,6 +5,7 @@ use std::io::BufWriter;
 use std::path::Path;
 
 use anyhow::Context as _;
+use model::Architecture;
 
 use super::{extension, kernel};
 use crate::recipe::Initrd;
@@ -22,9 +23,9 @@ pub struct Init<'a> {
 
 /// For what the initrd is.
 #[derive(Debug, Clone, Copy)]
-pub struct Target<'a> {
-    /// CPU architecture in Debian's word.
-    pub architecture: &'a str,
+pub struct Target {
+    /// CPU architecture.
+    pub architecture: Architecture,
     /// The time that all files carry, in Unix seconds.
     pub mtime: u32,
 }
@@ -41,7 +42,7 @@ pub fn compose(
     init: Option<Init<'_>>,
     modules: &Path,
     tools: &Tools,
-    target: &Target<'_>,
+    target: &Target,
     out: &Path,
 ) -> anyhow::Result<()> {
     let Target {

@@ -14,8 +14,8 @@ use crate::recipe::Recipe;
 use crate::tools::Tools;
 use crate::tree::Tree;
 
-/// Unpacks the kernel into `out`: `vmlinuz`, `release` (its version) and
-/// `modules/`, which lies as in the root, uncompressed, with its indexes.
+/// Unpacks the kernel into `out`: `vmlinuz`, `release` (its version), `config`
+/// and `modules/`, which lies as in the root, uncompressed, with its indexes.
 ///
 /// # Errors
 /// When the package is damaged, or the recipe names a module that it has not.
@@ -39,6 +39,8 @@ pub fn pick(
         .with_context(|| format!("{}: has no /boot/vmlinuz-…", package.package))?;
     std::fs::write(out.join("vmlinuz"), tree.read(kernel)?).context("write the kernel")?;
     std::fs::write(out.join("release"), &release).context("write the kernel's version")?;
+    let config = tree.read(&format!("boot/config-{release}"))?;
+    std::fs::write(out.join("config"), config).context("write the kernel's configuration")?;
 
     let base = out.join("modules");
     let folder = format!("usr/lib/modules/{release}");

@@ -15,3 +15,5 @@ pub mod verity;
 pub mod uki;
 
 pub mod extension;
+
+pub mod hook;

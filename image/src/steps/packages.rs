@@ -1,17 +1,20 @@
 //! Packages: apt's indexes, resolving, fetching, and installing with `mmdebstrap`.
 //!
 //! apt runs with a state of its own in the cache, so it needs no root and
-//! touches nothing of the host's. Once the indexes and packages are in the
-//! cache, a build needs no network.
+//! touches nothing of the host's. It is asked what a recipe's packages are
+//! (once, for the lock) and for package files that the cache lacks. With a
+//! lock and these files, a build needs neither index nor network.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use edge::exit::{self, Kind};
 use edge::runner::Tool;
-use model::Digest;
+use model::{Architecture, Digest};
 
 use super::unpack;
 use crate::control::{self, Planned};
@@ -77,13 +80,16 @@ impl Apt {
         recipe: &Recipe,
         mirrors: &Mirrors,
     ) -> anyhow::Result<Self> {
-        let lines = mirrors.lines(&recipe.suite, &recipe.architecture);
+        let keyrings = mirrors.keyrings.as_deref();
+        let keyrings = keyrings.unwrap_or(Path::new("/usr/share/keyrings"));
+        let lines = mirrors.lines(&recipe.suite, recipe.architecture, &recipe.packages.areas);
         let name = Digest::of(lines.as_bytes()).to_string();
         let folder = cache.join(format!("{}-{}", recipe.suite, &name[..12]));
         let making = || format!("prepare {}", folder.display());
         for part in [
             "lists/partial",
             "archives/partial",
+            "etc/apt.conf.d",
             "etc/preferences.d",
             "etc/sources.list.d",
         ] {
@@ -95,7 +101,7 @@ impl Apt {
         std::fs::write(folder.join("status"), "").with_context(making)?;
         let configuration = folder.join("apt.conf");
         let host = Tool::new("apt-config").arg("dump").text();
-        let text = configuration_text(&folder, &recipe.architecture, &host?);
+        let text = configuration_text(&folder, recipe.architecture, keyrings, &host?);
         std::fs::write(&configuration, text).with_context(making)?;
         Ok(Self {
             folder,
@@ -156,11 +162,17 @@ impl Apt {
         Ok(index)
     }
 
-    /// Returns what apt would install for `names` on an empty system.
+    /// Returns what apt would install for `names` on an empty system. `places`
+    /// says where the recipe names them.
     ///
     /// # Errors
     /// When a package does not exist or dependencies cannot be satisfied.
-    pub fn resolve(&self, names: &[String], index: &Index) -> anyhow::Result<Vec<Planned>> {
+    pub fn resolve(
+        &self,
+        names: &[String],
+        index: &Index,
+        places: &BTreeMap<String, String>,
+    ) -> anyhow::Result<Vec<Planned>> {
         let known: BTreeSet<&str> = index.names().collect();
         for name in names.iter().filter(|name| !name.starts_with('?')) {
             if known.contains(name.as_str()) {
@@ -168,7 +180,11 @@ impl Apt {
             }
             let error = exit::marked(
                 Kind::InvalidInput,
-                format!("package {name:?}: not in suite {}", self.suite),
+                at_place(
+                    places,
+                    name,
+                    &format!("package {name:?}: not in suite {}", self.suite),
+                ),
             );
             return Err(match nearest(name, known.into_iter()) {
                 Some(nearest) => exit::hint(error, format!("did you mean {nearest:?}?")),
@@ -177,11 +193,31 @@ impl Apt {
         }
         let simulation = self
             .tool("apt-get")
-            .args(["install", "--simulate", "-qq"])
-            .args(names)
-            .text()
-            .context("resolve the packages")?;
-        Ok(control::parse_simulation(&simulation))
+            // Quieter, it would not say which dependencies are not met.
+            .args(["install", "--simulate", "-q"])
+            .args(names);
+        let output = simulation
+            .command()
+            .output()
+            .with_context(|| format!("start {}", simulation.line()))?;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        if output.status.success() {
+            return Ok(control::parse_simulation(&stdout));
+        }
+        let unmet = control::parse_unmet(&stdout);
+        let Some((package, _)) = unmet.first() else {
+            let words = String::from_utf8_lossy(&output.stderr);
+            bail!("{}: {}", simulation.line(), words.trim());
+        };
+        let reasons: Vec<String> = unmet
+            .iter()
+            .map(|(package, reason)| format!("{package} {reason}"))
+            .collect();
+        let problem = format!("dependencies cannot be satisfied: {}", reasons.join("; "));
+        Err(exit::hint(
+            exit::marked(Kind::InvalidInput, at_place(places, package, &problem)),
+            "leave the package out, or add the archive's area that has what it needs to packages.areas",
+        ))
     }
 
     /// Makes the lock of a recipe.
@@ -189,56 +225,80 @@ impl Apt {
     /// # Errors
     /// As for [`Apt::resolve`].
     pub fn lock(&self, recipe: &Recipe, index: &Index) -> anyhow::Result<Lock> {
+        let resolve = |names: &[String]| self.resolve(names, index, &recipe.places);
+        let only = |name: &String| -> anyhow::Result<Vec<Planned>> {
+            let mut planned = resolve(std::slice::from_ref(name))?;
+            planned.retain(|planned| planned.package == *name);
+            Ok(planned)
+        };
         let mut packages = Vec::new();
         // What every Debian system has, and the scripts of packages rely on.
         let mut install = vec!["?essential".to_owned()];
         install.extend_from_slice(&recipe.packages.install);
-        let planned = self.resolve(&install, index)?;
-        packages.extend(index.lock(Part::Root, &planned)?);
-        for name in &recipe.packages.unpack {
-            let mut planned = self.resolve(std::slice::from_ref(name), index)?;
-            planned.retain(|planned| planned.package == *name);
-            packages.extend(index.lock(Part::Unpacked, &planned)?);
+        let root = resolve(&install)?;
+        packages.extend(index.lock(&Part::Root, &root)?);
+        for (part, names) in [
+            (Part::Unpacked, &recipe.packages.unpack),
+            (Part::Firmware, &recipe.firmware.packages),
+        ] {
+            for name in names {
+                packages.extend(index.lock(&part, &only(name)?)?);
+            }
+        }
+        for (name, component) in &recipe.components {
+            if component.packages.is_empty() {
+                continue;
+            }
+            let mut all = install.clone();
+            all.extend_from_slice(&component.packages);
+            let mut planned = resolve(&all)?;
+            planned.retain(|package| !root.contains(package));
+            packages.extend(index.lock(&Part::Component(name.clone()), &planned)?);
         }
         let name = &recipe.kernel.package;
-        let mut planned = self.resolve(std::slice::from_ref(name), index)?;
+        let mut planned = resolve(std::slice::from_ref(name))?;
         // The package that is named may only depend on the one with the kernel.
         planned.retain(|planned| planned.package.starts_with("linux-image-"));
         if planned.len() > 1 {
             planned.retain(|planned| planned.package != *name);
         }
         if planned.len() != 1 {
+            let problem = format!("kernel.package {name:?}: expected a package linux-image-…");
             bail!(exit::marked(
                 Kind::InvalidInput,
-                format!("kernel.package {name:?}: expected a package linux-image-…"),
+                at_place(&recipe.places, name, &problem),
             ));
         }
-        packages.extend(index.lock(Part::Kernel, &planned)?);
-        let planned = self.resolve(&recipe.packages.tools, index)?;
-        packages.extend(index.lock(Part::Tools, &planned)?);
-        packages.sort();
-        packages.dedup();
-        Ok(Lock {
-            suite: recipe.suite.clone(),
-            architecture: recipe.architecture.clone(),
-            packages,
-        })
+        packages.extend(index.lock(&Part::Kernel, &planned)?);
+        let planned = resolve(&recipe.packages.tools)?;
+        packages.extend(index.lock(&Part::Tools, &planned)?);
+        Ok(Lock::of(recipe, packages))
     }
 
     /// Fetches the locked packages that the cache lacks. Returns how many.
+    /// `progress` is told how many bytes have come.
     ///
     /// # Errors
-    /// When a package cannot be fetched or is not the locked one.
-    pub fn fetch(&self, lock: &Lock) -> anyhow::Result<usize> {
-        let mut missing: Vec<&LockedPackage> = lock
-            .packages
-            .iter()
-            .filter(|package| !self.packages.join(package.file_name()).exists())
-            .collect();
-        missing.sort_by_key(|package| package.file_name());
-        missing.dedup_by_key(|package| package.file_name());
+    /// When a package cannot be fetched or is not the locked one; those that
+    /// came whole before that stay in the cache.
+    pub fn fetch(&self, lock: &Lock, progress: &mut dyn FnMut(u64)) -> anyhow::Result<usize> {
+        let missing = missing(&self.packages, lock);
         if missing.is_empty() {
             return Ok(0);
+        }
+        let known = self.index(Indexes::Cached)?;
+        let is_known = |package: &&LockedPackage| {
+            let LockedPackage {
+                package,
+                version,
+                architecture,
+                ..
+            } = package;
+            known.get(package, version, architecture).is_some()
+        };
+        // A lock that was made elsewhere may be newer than the indexes that are here.
+        if !missing.iter().all(is_known) {
+            self.index(Indexes::Fresh)?;
         }
         let download = tempfile::tempdir_in(&self.folder).context("make a download folder")?;
         let wanted = missing.iter().map(|package| {
@@ -247,58 +307,132 @@ impl Apt {
             } = package;
             format!("{package}={version}")
         });
-        self.tool("apt-get")
+        let tool = self
+            .tool("apt-get")
             .args(["download", "-qq"])
             .args(wanted)
-            .current_dir(download.path())
-            .run()
-            .map_err(|error| {
-                exit::hint(
-                    error.context("fetch packages"),
-                    "check the network; if the mirror has newer versions now, add --refresh",
-                )
-            })?;
+            .current_dir(download.path());
+        let (done, ended) = mpsc::channel();
+        let fetched = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let result = tool.run();
+                // The receiver lives until this has come.
+                let _ = done.send(result);
+            });
+            loop {
+                match ended.recv_timeout(Duration::from_millis(250)) {
+                    Ok(result) => break result,
+                    Err(_) => progress(size_of(download.path())),
+                }
+            }
+        });
         for package in &missing {
-            let file = unpack::checked(download.path(), package)?;
-            edge::durable::rename(&file, &self.packages.join(package.file_name()))?;
+            match unpack::checked(download.path(), package) {
+                Ok(file) => {
+                    edge::durable::rename(&file, &self.packages.join(package.file_name()))?;
+                }
+                // After a failure the others are not there, or not whole.
+                Err(_) if fetched.is_err() => {}
+                Err(problem) => return Err(problem),
+            }
         }
+        fetched.map_err(|error| {
+            exit::hint(
+                error.context("fetch packages"),
+                "check the network and build again: what has come is kept. Where a mirror has \
+                 newer versions only, run leap-image lock --update",
+            )
+        })?;
         Ok(missing.len())
     }
+}
 
-    /// Writes a package repository of exactly the locked packages to `folder`.
-    ///
-    /// # Errors
-    /// When a package is damaged or the folder cannot be written.
-    pub fn write_repository(
-        &self,
-        folder: &Path,
-        lock: &Lock,
-        index: &Index,
-    ) -> anyhow::Result<()> {
-        let mut text = String::new();
-        for package in lock.part(Part::Root) {
-            let file = unpack::checked(&self.packages, package)?;
-            let name = package.file_name();
-            let place = folder.join(&name);
-            if std::fs::hard_link(&file, &place).is_err() {
-                std::fs::copy(&file, &place).with_context(|| format!("copy {name}"))?;
-            }
-            let entry = index
-                .get(&package.package, &package.version, &package.architecture)
-                .with_context(|| format!("package {}: in no index", package.package))?;
-            text.push_str(&entry.stanza_with_path(&format!("./{name}")));
-            text.push('\n');
-        }
-        // mmdebstrap picks the essential packages of the suite by this name.
-        let release = format!(
-            "Suite: {suite}\nCodename: {suite}\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n {} {} Packages\n",
-            Digest::of(text.as_bytes()),
-            text.len(),
-            suite = lock.suite
-        );
-        std::fs::write(folder.join("Packages"), text).context("write the package index")?;
-        std::fs::write(folder.join("Release"), release).context("write the release file")
+/// The locked packages whose files are not in the folder `packages`.
+pub fn missing<'a>(packages: &Path, lock: &'a Lock) -> Vec<&'a LockedPackage> {
+    let mut missing: Vec<&LockedPackage> = lock
+        .packages
+        .iter()
+        .filter(|package| !packages.join(package.file_name()).exists())
+        .collect();
+    missing.sort_by_key(|package| package.file_name());
+    missing.dedup_by_key(|package| package.file_name());
+    missing
+}
+
+/// The bytes in a folder that is being filled.
+fn size_of(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Some(entry.metadata().ok()?.len()))
+        .sum()
+}
+
+fn at_place(places: &BTreeMap<String, String>, package: &str, problem: &str) -> String {
+    match places.get(package) {
+        Some(place) => format!("{place}: {problem}"),
+        None => problem.to_owned(),
     }
+}
+
+/// Writes a package repository of exactly the packages that are installed into
+/// the root. Its index comes out of the packages themselves.
+///
+/// # Errors
+/// When a package is damaged or the folder cannot be written.
+pub fn write_repository(packages: &Path, folder: &Path, lock: &Lock) -> anyhow::Result<()> {
+    let root: Vec<&LockedPackage> = lock.part(Part::Root).collect();
+    let width = std::thread::available_parallelism().map_or(1, usize::from);
+    let stanzas: Vec<anyhow::Result<Vec<String>>> = std::thread::scope(|scope| {
+        let parts = root.chunks(root.len().div_ceil(width).max(1));
+        let threads: Vec<_> = parts
+            .map(|part| {
+                scope.spawn(move || {
+                    let stanzas = part.iter().map(|package| add(packages, folder, package));
+                    stanzas.collect()
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Err(anyhow!("reading packages failed")))
+            })
+            .collect()
+    });
+    let mut text = String::new();
+    for part in stanzas {
+        text.push_str(&part?.concat());
+    }
+    // mmdebstrap picks the essential packages of the suite by this name.
+    let release = format!(
+        "Suite: {suite}\nCodename: {suite}\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n {} {} Packages\n",
+        Digest::of(text.as_bytes()),
+        text.len(),
+        suite = lock.suite
+    );
+    std::fs::write(folder.join("Packages"), text).context("write the package index")?;
+    std::fs::write(folder.join("Release"), release).context("write the release file")
+}
+
+/// Puts one package into the repository and returns its stanza.
+fn add(packages: &Path, folder: &Path, package: &LockedPackage) -> anyhow::Result<String> {
+    let file = unpack::checked(packages, package)?;
+    let name = package.file_name();
+    let place = folder.join(&name);
+    if std::fs::hard_link(&file, &place).is_err() {
+        std::fs::copy(&file, &place).with_context(|| format!("copy {name}"))?;
+    }
+    let fields = Tool::new("dpkg-deb").arg("--field").arg(&file).text()?;
+    let size = std::fs::metadata(&file)
+        .with_context(|| format!("look at {name}"))?
+        .len();
+    Ok(format!(
+        "{}\nFilename: ./{name}\nSize: {size}\nSHA256: {}\n\n",
+        fields.trim_end(),
+        package.sha256
+    ))
 }
 
 /// Installs the locked packages into a new root and writes it as `rootfs.tar`
@@ -306,21 +440,15 @@ impl Apt {
 ///
 /// # Errors
 /// When `mmdebstrap` fails.
-pub fn install(
-    apt: &Apt,
-    recipe: &Recipe,
-    lock: &Lock,
-    index: &Index,
-    out: &Path,
-) -> anyhow::Result<()> {
+pub fn install(packages: &Path, recipe: &Recipe, lock: &Lock, out: &Path) -> anyhow::Result<()> {
     let repository = out.join("repository");
     std::fs::create_dir(&repository).context("make the repository's folder")?;
-    apt.write_repository(&repository, lock, index)?;
+    write_repository(packages, &repository, lock)?;
     let include: Vec<&str> = lock
         .part(Part::Root)
         .map(|package| package.package.as_str())
         .collect();
-    let source = format!("deb [trusted=yes] copy:{} ./", repository.display());
+    let source = format!("deb [trusted=yes] copy:{} ./", quoted(&repository)?);
     let root = rustix_is_root();
     let tool = if root {
         Tool::new("mmdebstrap")
@@ -364,6 +492,22 @@ pub fn install(
     std::fs::remove_dir_all(&repository).context("remove the repository's folder")
 }
 
+/// A path as a word of apt's list of sources, which takes `%xx` for any byte
+/// (sources.list(5), apt's `ParseQuoteWord`).
+fn quoted(path: &Path) -> anyhow::Result<String> {
+    use std::fmt::Write as _;
+    let mut word = String::new();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' => {
+                word.push(char::from(*byte));
+            }
+            other => write!(word, "%{other:02x}").context("quote a path")?,
+        }
+    }
+    Ok(word)
+}
+
 fn rustix_is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -378,7 +522,12 @@ fn suite_of(name: &str, base: &str) -> Option<String> {
 
 /// apt's whole configuration. Of the host's own, `dump`, only how to reach the
 /// network counts: its hooks and preferences are not for us.
-fn configuration_text(folder: &Path, architecture: &str, dump: &str) -> String {
+fn configuration_text(
+    folder: &Path,
+    architecture: Architecture,
+    keyrings: &Path,
+    dump: &str,
+) -> String {
     let network: String = dump
         .lines()
         .filter(|line| {
@@ -388,7 +537,7 @@ fn configuration_text(folder: &Path, architecture: &str, dump: &str) -> String {
         })
         .map(|line| format!("{line}\n"))
         .collect();
-    let folder = folder.display();
+    let (folder, keyrings) = (folder.display(), keyrings.display());
     format!(
         r#"{network}Dir::State "{folder}";
 Dir::State::lists "{folder}/lists";
@@ -398,7 +547,7 @@ Dir::Cache::archives "{folder}/archives";
 Dir::Etc "{folder}/etc";
 Dir::Etc::netrc "/etc/apt/auth.conf";
 Dir::Etc::netrcparts "/etc/apt/auth.conf.d";
-Dir::Etc::trustedparts "/usr/share/keyrings";
+Dir::Etc::trustedparts "{keyrings}";
 APT::Architecture "{architecture}";
 APT::Architectures {{ "{architecture}"; }};
 APT::Install-Recommends "false";
@@ -419,12 +568,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_path_with_blanks_is_one_word_of_apts_list() {
+        let path = Path::new("/home/me/first folder/[x]%");
+        assert_eq!(quoted(path).unwrap(), "/home/me/first%20folder/%5bx%5d%25");
+    }
+
+    #[test]
     fn of_the_hosts_apt_only_its_way_to_the_network_counts() {
         let dump = "Acquire::http::Proxy \"http://proxy.example:3128\";\nAcquire::GzipIndexes \"true\";\nAPT::Install-Recommends \"1\";\nDPkg::Post-Invoke:: \"rm x\";\nAcquire::https::CaInfo \"/etc/ca.pem\";\n";
-        let text = configuration_text(Path::new("/cache"), "amd64", dump);
+        let text = configuration_text(
+            Path::new("/cache"),
+            Architecture::Amd64,
+            Path::new("/keys"),
+            dump,
+        );
         assert!(text.contains("proxy.example") && text.contains("/etc/ca.pem"));
         assert!(!text.contains("rm x") && !text.contains("Recommends \"1\""));
         assert!(text.contains("Dir::Etc \"/cache/etc\";"));
+        assert!(text.contains("trustedparts \"/keys\";"));
     }
 
     #[test]

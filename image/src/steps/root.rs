@@ -7,11 +7,16 @@ use anyhow::{Context as _, bail};
 use edge::exit::{self, Kind as Fault};
 use model::ReleaseVersion;
 
-use super::{extension, unpack};
+use super::{extension, hook, unpack};
 use crate::lock::{Lock, Part};
+use crate::owners::{FILES, Owner, Owners};
+use crate::pattern;
 use crate::recipe::{FileContent, Recipe};
 use crate::tools::Tools;
 use crate::tree::{self, Kind, Node, Tree};
+
+/// The file with dpkg's status of the packages, before they are thinned out.
+pub const STATUS: &str = "status";
 
 /// What the root is made of.
 #[derive(Debug)]
@@ -43,7 +48,8 @@ pub fn os_release(recipe: &Recipe, version: ReleaseVersion) -> String {
     )
 }
 
-/// Composes the root file system as the EROFS image `root` into `out`.
+/// Composes the root file system as the EROFS image `root` into `out`, with
+/// `files.json`, which says whose each file is.
 ///
 /// # Errors
 /// When an input is missing or the recipe does not fit what the packages brought.
@@ -53,12 +59,19 @@ pub fn compose(inputs: &Inputs<'_>, tools: &Tools, out: &Path) -> anyhow::Result
     } = *inputs;
     let work = tempfile::tempdir_in(out).context("make a folder to work in")?;
     let mut tree = Tree::from_tar(inputs.rootfs)?;
+    let mut owners = Owners::of_packages(&tree)?;
+    // The bills of materials name the packages' sources.
+    std::fs::write(out.join(STATUS), tree.read("var/lib/dpkg/status")?)
+        .context("keep the packages' status")?;
     for package in inputs.lock.part(Part::Unpacked) {
         unpack::into_tree(inputs.packages, package, work.path(), &mut tree)?;
+        let archive = Tree::from_tar(&work.path().join(format!("{}.tar", package.package)))?;
+        owners.claim(&tree, &archive, &Owner::Package(package.package.clone()));
     }
     drop_packages(&mut tree, &recipe.packages.drop)?;
     tree.remove_matching(&recipe.root.remove, &recipe.root.keep);
     add_modules(inputs, &mut tree)?;
+    add_firmware(inputs, work.path(), &mut tree, &mut owners)?;
     disable_all(&mut tree);
     // Places to mount something on; the root cannot make them later.
     for path in ["dev", "proc", "run", "sys", "tmp", "var"] {
@@ -66,6 +79,19 @@ pub fn compose(inputs: &Inputs<'_>, tools: &Tools, out: &Path) -> anyhow::Result
     }
     for overlay in &recipe.root.overlays {
         tree.add_folder(overlay)?;
+        let mut laid = Tree::new();
+        laid.add_folder(overlay)?;
+        owners.claim(&tree, &laid, &Owner::Overlay);
+    }
+    for hook in &recipe.hooks {
+        let made = hook::run(hook, &tree, recipe, version, work.path())?;
+        for (path, node) in made.iter() {
+            let there = matches!(node.kind, Kind::Directory) && tree.get(path).is_some();
+            if !there {
+                tree.put(path, node.clone());
+            }
+        }
+        owners.claim(&tree, &made, &Owner::Hook(hook.name.clone()));
     }
     for name in &recipe.root.binaries {
         let program = inputs
@@ -88,9 +114,13 @@ pub fn compose(inputs: &Inputs<'_>, tools: &Tools, out: &Path) -> anyhow::Result
     for unit in &recipe.units.enable {
         enable(&mut tree, unit)?;
     }
+    owners.claim_recipe(&tree, recipe, inputs.lock);
     for unit in &recipe.units.mask {
         tree.put_link(&format!("etc/systemd/system/{unit}"), "/dev/null");
     }
+    extension::write_paths(&tree, out)?;
+    let files = serde_json::to_vec(&owners.finish(&tree)).context("write whose the files are")?;
+    std::fs::write(out.join(FILES), files).context("write whose the files are")?;
     extension::write_image(
         &tree,
         &recipe.name,
@@ -110,6 +140,49 @@ fn add_modules(inputs: &Inputs<'_>, tree: &mut Tree) -> anyhow::Result<()> {
     nodes.sort_by_key(|(path, _)| *path);
     for (path, node) in nodes {
         tree.put(path, node.clone());
+    }
+    Ok(())
+}
+
+/// Adds the firmware that the recipe's patterns name, uncompressed as it lies
+/// in the packages.
+fn add_firmware(
+    inputs: &Inputs<'_>,
+    work: &Path,
+    tree: &mut Tree,
+    owners: &mut Owners,
+) -> anyhow::Result<()> {
+    const FOLDER: &str = "usr/lib/firmware/";
+    let wanted = &inputs.recipe.firmware.files;
+    let mut unused: BTreeSet<&String> = wanted.iter().collect();
+    for package in inputs.lock.part(Part::Firmware) {
+        let (mut all, mut taken) = (Tree::new(), Tree::new());
+        unpack::into_tree(inputs.packages, package, work, &mut all)?;
+        for (path, node) in all.iter() {
+            let name = path
+                .strip_prefix(FOLDER)
+                .or_else(|| path.strip_prefix("lib/firmware/"));
+            let Some(name) = name.filter(|_| !matches!(node.kind, Kind::Directory)) else {
+                continue;
+            };
+            let fits = |pattern: &&String| pattern::matches(pattern, name);
+            for pattern in wanted.iter().filter(fits) {
+                unused.remove(pattern);
+                taken.put(&format!("{FOLDER}{name}"), node.clone());
+            }
+        }
+        for (path, node) in taken.iter() {
+            tree.put(path, node.clone());
+        }
+        owners.claim(tree, &taken, &Owner::Package(package.package.clone()));
+    }
+    for wanted in wanted {
+        if unused.contains(wanted) {
+            bail!(exit::marked(
+                Fault::InvalidInput,
+                format!("firmware.files: {wanted:?}: in none of the packages of firmware.packages"),
+            ));
+        }
     }
     Ok(())
 }

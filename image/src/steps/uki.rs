@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use model::Architecture;
 
 use crate::tools::Tools;
 use crate::uki::{Section, assemble};
@@ -18,8 +19,8 @@ pub struct Inputs<'a> {
     pub command_line: &'a str,
     /// The text of `os-release`: systemd-boot sorts and names entries by it.
     pub os_release: &'a str,
-    /// CPU architecture in Debian's word.
-    pub architecture: &'a str,
+    /// CPU architecture.
+    pub architecture: Architecture,
 }
 
 /// Joins a unified kernel image as `uki.efi` into `out`.
@@ -52,9 +53,9 @@ pub fn join(inputs: &Inputs<'_>, tools: &Tools, out: &Path) -> anyhow::Result<()
 }
 
 /// UEFI's word for an architecture, as in `BOOTX64.EFI`.
-pub fn firmware_name(architecture: &str) -> &'static str {
+pub fn firmware_name(architecture: Architecture) -> &'static str {
     match architecture {
-        "arm64" => "aa64",
-        _ => "x64",
+        Architecture::Amd64 => "x64",
+        Architecture::Arm64 => "aa64",
     }
 }

@@ -1,9 +1,11 @@
-//! The root's dm-verity hash tree.
+//! dm-verity hash trees: the root's beside its image, a component's behind it.
 
 use std::path::Path;
 
 use anyhow::Context as _;
+use edge::runner::Tool;
 use model::Digest;
+use model::release::HashTree;
 
 use crate::tools::Tools;
 
@@ -14,11 +16,53 @@ use crate::tools::Tools;
 /// # Errors
 /// When `veritysetup` fails.
 pub fn format(name: &str, root: &Path, tools: &Tools, out: &Path) -> anyhow::Result<()> {
-    let salt = Digest::of(format!("{name} verity salt").as_bytes());
-    let uuid = uuid(&format!("{name} verity"));
     let file = out.join("verity");
     std::fs::File::create(&file).context("create the hash tree")?;
-    let output = tools
+    let hash = root_hash_of(formatting(name, tools)?.args([root, &file]))?;
+    std::fs::write(out.join("root-hash"), hash.to_string()).context("write the root hash")
+}
+
+/// Appends the hash tree of the image `file` to it, and writes where it begins
+/// and its root hash beside the image.
+///
+/// # Errors
+/// When the image is not of whole blocks, or `veritysetup` fails.
+pub fn append(name: &str, file: &Path, tools: &Tools) -> anyhow::Result<()> {
+    let offset = std::fs::metadata(file)
+        .with_context(|| format!("look at {}", file.display()))?
+        .len();
+    anyhow::ensure!(
+        offset > 0 && offset % BLOCK == 0,
+        "{}: {offset} bytes, expected whole blocks of {BLOCK}",
+        file.display()
+    );
+    let tool = formatting(name, tools)?
+        .arg(format!("--data-blocks={}", offset / BLOCK))
+        .arg(format!("--hash-offset={offset}"))
+        .args([file, file]);
+    let root_hash = root_hash_of(tool)?;
+    let text =
+        serde_json::to_vec(&HashTree { root_hash, offset }).context("write the hash tree")?;
+    std::fs::write(file.with_extension(HASH_TREE), text).context("write the hash tree's place")
+}
+
+/// Reads what [`append()`] wrote beside the image `file`.
+///
+/// # Errors
+/// When there is none.
+pub fn appended(file: &Path) -> anyhow::Result<HashTree> {
+    let bytes =
+        std::fs::read(file.with_extension(HASH_TREE)).context("read the hash tree's place")?;
+    serde_json::from_slice(&bytes).context("the hash tree's place")
+}
+
+const BLOCK: u64 = 4096;
+const HASH_TREE: &str = "tree.json";
+
+fn formatting(name: &str, tools: &Tools) -> anyhow::Result<Tool> {
+    let salt = Digest::of(format!("{name} verity salt").as_bytes());
+    let uuid = uuid(&format!("{name} verity"));
+    Ok(tools
         .tool("veritysetup")?
         .arg("format")
         .arg(format!("--salt={salt}"))
@@ -27,19 +71,18 @@ pub fn format(name: &str, root: &Path, tools: &Tools, out: &Path) -> anyhow::Res
             "--hash=sha256",
             "--data-block-size=4096",
             "--hash-block-size=4096",
-        ])
-        .arg(root)
-        .arg(&file)
-        .text()
-        .context("make the hash tree")?;
-    let hash: Digest = output
+        ]))
+}
+
+fn root_hash_of(format: Tool) -> anyhow::Result<Digest> {
+    let output = format.text().context("make the hash tree")?;
+    output
         .lines()
         .find_map(|line| line.strip_prefix("Root hash:"))
         .context("veritysetup: expected a line with the root hash")?
         .trim()
         .parse()
-        .context("veritysetup: root hash")?;
-    std::fs::write(out.join("root-hash"), hash.to_string()).context("write the root hash")
+        .context("veritysetup: root hash")
 }
 
 /// Reads what [`format()`] wrote.

@@ -163,6 +163,18 @@ impl Birth {
         }
     }
 
+    /// All words of [`Birth::word`].
+    pub const WORDS: [&str; 8] = [
+        "unknown",
+        "held",
+        "approved",
+        "installing",
+        "failed",
+        "born",
+        "kept",
+        "invited",
+    ];
+
     /// The state in a word.
     pub fn word(&self) -> &'static str {
         match self {

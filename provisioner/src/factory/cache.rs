@@ -14,7 +14,7 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use model::release::{Artifact, ChannelPointer, CustomerLayer, ReleaseManifest};
 use model::trust::TrustError;
-use model::{CustomerName, Digest, ReleaseVersion, Signed, TrustRoot, Verified};
+use model::{Architecture, CustomerName, Digest, ReleaseVersion, Signed, TrustRoot, Verified};
 use sha2::Digest as _;
 use slots::writer::{Content, Image, WriteError, Writer};
 
@@ -95,6 +95,10 @@ impl FetchError {
 pub struct Current {
     /// Its version.
     pub version: ReleaseVersion,
+    /// What machines it is for.
+    pub architecture: Architecture,
+    /// Whether machines that are born with it enforce its Secure Boot keys from then on.
+    pub enrols_keys: bool,
     /// Its installer.
     pub installer: PathBuf,
 }
@@ -155,7 +159,7 @@ impl Cache {
             Ok(Some(manifest)) => {
                 let installer = self.file_path(pointer.release, &manifest.installer.path);
                 if installer.is_file() {
-                    self.set_current(pointer.release, installer);
+                    self.set_current(&manifest, installer);
                 }
             }
             Ok(None) => {}
@@ -210,7 +214,9 @@ impl Cache {
         let manifest = self.manifest(pointer.release, now).await?;
         let stored = self.manifest_path(pointer.release);
         let bytes = std::fs::read(&stored).map_err(disk(&stored))?;
-        if Digest::of(&bytes) != pointer.manifest {
+        // A machine is born with the release as it was first published; as a unit it
+        // takes the revision of its components.
+        if pointer.revision == 0 && Digest::of(&bytes) != pointer.manifest {
             return Err(wrong(format!(
                 "manifest of release {} is not the one that the channel names",
                 pointer.release
@@ -223,7 +229,7 @@ impl Cache {
         let path = self.dir.join("channel.json");
         edge::durable::write_json(&path, &*pointer, edge::durable::Mode::Public)
             .map_err(|problem| disk(&path)(io::Error::other(problem)))?;
-        self.set_current(pointer.release, installer);
+        self.set_current(&manifest, installer);
         Ok(Some(pointer.release))
     }
 
@@ -296,6 +302,51 @@ impl Cache {
         Ok(target)
     }
 
+    /// Returns the folder of what disks are composed of.
+    pub fn disks(&self) -> PathBuf {
+        self.dir.join("disks")
+    }
+
+    /// Verifies the document that [`Cache::layer`] has returned.
+    ///
+    /// # Errors
+    /// [`FetchError`]: it is not signed, or another customer's.
+    pub fn believe_layer(
+        &self,
+        customer: &CustomerName,
+        bytes: &[u8],
+        now: Timestamp,
+    ) -> Result<Verified<CustomerLayer>, FetchError> {
+        let signed = serde_json::from_slice(bytes).map_err(|error| FetchError::Wrong {
+            what: format!("layer of customer {customer}"),
+            problem: error.to_string(),
+        })?;
+        self.verify_layer(customer, &signed, now)
+    }
+
+    fn verify_layer(
+        &self,
+        customer: &CustomerName,
+        signed: &Signed<CustomerLayer>,
+        now: Timestamp,
+    ) -> Result<Verified<CustomerLayer>, FetchError> {
+        let what = || format!("layer of customer {customer}");
+        let layer = self
+            .trust
+            .verify(signed, now)
+            .map_err(|source| FetchError::NotBelieved {
+                what: what(),
+                source,
+            })?;
+        if layer.customer != *customer {
+            return Err(FetchError::Wrong {
+                what: what(),
+                problem: format!("signed for customer {}", layer.customer),
+            });
+        }
+        Ok(layer)
+    }
+
     /// Returns a customer's layer document, as new as the sky gives it, and its image.
     ///
     /// # Errors
@@ -319,19 +370,7 @@ impl Cache {
                 })?,
             Err(source) => return Err(FetchError::Sky { what, source }),
         };
-        let layer = self
-            .trust
-            .verify(&signed, now)
-            .map_err(|source| FetchError::NotBelieved {
-                what: what.clone(),
-                source,
-            })?;
-        if layer.customer != *customer {
-            return Err(FetchError::Wrong {
-                what,
-                problem: format!("signed for customer {}", layer.customer),
-            });
-        }
+        let layer = self.verify_layer(customer, &signed, now)?;
         let image = dir.join(format!("{}.raw", layer.image.sha256));
         let check = Check::Whole(layer.image.clone());
         self.fetch(
@@ -346,9 +385,14 @@ impl Cache {
         Ok((document.into(), image))
     }
 
-    fn set_current(&self, version: ReleaseVersion, installer: PathBuf) {
+    fn set_current(&self, manifest: &ReleaseManifest, installer: PathBuf) {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Some(Current { version, installer });
+        *current = Some(Current {
+            version: manifest.version,
+            architecture: manifest.architecture,
+            enrols_keys: manifest.secure_boot.is_some(),
+            installer,
+        });
     }
 
     fn manifest_path(&self, version: ReleaseVersion) -> PathBuf {
@@ -540,6 +584,7 @@ fn birth_files(manifest: &ReleaseManifest) -> Vec<&str> {
         &manifest.boot_loader.path,
     ];
     paths.extend(manifest.components.iter().map(|c| c.image.path.as_str()));
+    paths.extend(manifest.enrolment().map(|artifact| artifact.path.as_str()));
     paths
 }
 
@@ -560,6 +605,7 @@ impl Check {
         [&manifest.uki, &manifest.boot_loader, &manifest.installer]
             .into_iter()
             .chain(manifest.components.iter().map(|c| &c.image))
+            .chain(manifest.enrolment())
             .find(|artifact| artifact.path == path)
             .cloned()
             .map(Self::Whole)

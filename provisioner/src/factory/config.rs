@@ -1,6 +1,7 @@
 //! The configuration file of the factory: raw TOML in, checked values out.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub struct Config {
     pub cache: PathBuf,
     /// Port of HTTP.
     pub http_port: u16,
+    /// Where the metrics are to be had besides the control socket.
+    pub metrics: Option<SocketAddr>,
     /// A UEFI program that starts a machine's own disk, in place of the one
     /// that the factory makes.
     pub local_boot: Option<PathBuf>,
@@ -73,6 +76,8 @@ struct Raw {
     local_boot: Option<PathBuf>,
     #[serde(default)]
     http: RawHttp,
+    #[serde(default)]
+    metrics: RawMetrics,
     dhcp: RawDhcp,
     sky: RawSky,
 }
@@ -82,6 +87,12 @@ struct Raw {
 struct RawHttp {
     #[serde(default = "default_port")]
     port: u16,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMetrics {
+    listen: Option<SocketAddr>,
 }
 
 impl Default for RawHttp {
@@ -109,9 +120,74 @@ struct RawDhcp {
     #[serde(default)]
     beside_other_server: bool,
     #[serde(default)]
-    reservations: std::collections::BTreeMap<model::MacAddr, Ipv4Addr>,
+    reservations: BTreeMap<model::MacAddr, Ipv4Addr>,
+    #[serde(default)]
+    places: Vec<RawPlace>,
+    #[serde(default)]
+    options: BTreeMap<String, RawOption>,
+    #[serde(default)]
+    relayed: Vec<RawNetwork>,
+    #[serde(default)]
+    conflict_check: RawConflictCheck,
     #[serde(default)]
     local_disk: RawLocalDisk,
+}
+
+/// A network whose machines are heard through a relay.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNetwork {
+    network: String,
+    pool: [Ipv4Addr; 2],
+    #[serde(default)]
+    routers: Vec<Ipv4Addr>,
+    #[serde(default)]
+    name_servers: Vec<Ipv4Addr>,
+    domain: Option<String>,
+    #[serde(default = "default_lease")]
+    lease_seconds: u32,
+    #[serde(default)]
+    reservations: BTreeMap<model::MacAddr, Ipv4Addr>,
+    #[serde(default)]
+    places: Vec<RawPlace>,
+    #[serde(default)]
+    options: BTreeMap<String, RawOption>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPlace {
+    circuit: Option<String>,
+    remote: Option<String>,
+    address: Ipv4Addr,
+}
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected text, \"0x\" with hexadecimal digits, a list of addresses, \
+                 or { u8 = 1 }, { u16 = 1 }, { u32 = 1 }"
+)]
+enum RawOption {
+    Text(String),
+    Addresses(Vec<Ipv4Addr>),
+    Number(RawNumber),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawNumber {
+    U8(u8),
+    U16(u16),
+    U32(u32),
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RawConflictCheck {
+    #[default]
+    Arp,
+    Off,
 }
 
 #[derive(Deserialize)]
@@ -189,6 +265,15 @@ impl Config {
         }
         let trust_text = read_text(&at(raw.trust_root), "trust_root")?;
         let trust_root = serde_json::from_str(&trust_text).context("trust_root: expected JSON")?;
+        let metrics = raw.metrics.listen;
+        if let Some(listen) = metrics
+            && (listen.ip().is_unspecified() || listen.ip() == raw.address)
+        {
+            bail!(
+                "metrics.listen {listen}: machines on the bench would reach it, \
+                 expected an address of another network, like 127.0.0.1:9469"
+            );
+        }
         let local_boot = raw.local_boot.map(at);
         if let Some(path) = local_boot.as_ref().filter(|path| !path.is_file()) {
             bail!("local_boot: no file {}", path.display());
@@ -210,6 +295,7 @@ impl Config {
             address: raw.address,
             cache: raw.cache.map_or_else(|| state.join("cache"), at),
             http_port: raw.http.port,
+            metrics,
             local_boot,
             dhcp,
             lease_file,
@@ -234,8 +320,8 @@ impl Config {
 fn check_dhcp(raw: RawDhcp, address: Ipv4Addr, port: u16) -> Result<policy::Config> {
     let mode = match raw.mode {
         RawMode::Proxy => {
-            if raw.network.is_some() || raw.pool.is_some() {
-                bail!("dhcp: mode proxy gives no addresses: remove network and pool");
+            if raw.network.is_some() || raw.pool.is_some() || !raw.relayed.is_empty() {
+                bail!("dhcp: mode proxy gives no addresses: remove network, pool and relayed");
             }
             policy::Mode::Proxy
         }
@@ -243,26 +329,42 @@ fn check_dhcp(raw: RawDhcp, address: Ipv4Addr, port: u16) -> Result<policy::Conf
             let network = raw
                 .network
                 .ok_or_else(|| anyhow!("dhcp.network: missing, expected like 10.77.0.0/24"))?;
-            let bad = || anyhow!("dhcp.network {network:?}: expected like 10.77.0.0/24");
-            let (base, prefix) = network.split_once('/').ok_or_else(bad)?;
-            let [start, end] = raw
+            let pool = raw
                 .pool
                 .ok_or_else(|| anyhow!("dhcp.pool: missing, expected two addresses"))?;
-            let subnet = policy::Subnet {
-                network: base.parse().map_err(|_| bad())?,
-                prefix: prefix.parse().map_err(|_| bad())?,
-                range: start..=end,
-                reservations: raw.reservations,
+            let own = RawNetwork {
+                network: network.clone(),
+                pool,
                 routers: raw.routers,
                 name_servers: raw.name_servers,
                 domain: raw.domain,
-                lease: Duration::from_secs(u64::from(raw.lease_seconds.max(60))),
-                options: Vec::new(),
+                lease_seconds: raw.lease_seconds,
+                reservations: raw.reservations,
+                places: raw.places,
+                options: raw.options,
             };
-            if !subnet.contains(address) {
+            let mut subnets = vec![check_network(own).context("dhcp")?];
+            if !subnets[0].contains(address) {
                 bail!("address {address}: not in dhcp.network {network}");
             }
-            policy::Mode::Authoritative(vec![subnet])
+            for (at, relayed) in raw.relayed.into_iter().enumerate() {
+                let name = relayed.network.clone();
+                let subnet =
+                    check_network(relayed).with_context(|| format!("dhcp.relayed[{at}]"))?;
+                // A relay is told apart by the network that it stands in.
+                let inside = |one: &policy::Subnet, other: &policy::Subnet| {
+                    one.contains(other.network) || other.contains(one.network)
+                };
+                if let Some(other) = subnets.iter().find(|other| inside(&subnet, other)) {
+                    bail!(
+                        "dhcp.relayed[{at}].network {name}: overlaps {}/{}",
+                        other.network,
+                        other.prefix
+                    );
+                }
+                subnets.push(subnet);
+            }
+            policy::Mode::Authoritative(subnets)
         }
     };
     let config = policy::Config {
@@ -275,9 +377,71 @@ fn check_dhcp(raw: RawDhcp, address: Ipv4Addr, port: u16) -> Result<policy::Conf
             RawLocalDisk::PlainLease => policy::LocalDiskReply::PlainLease,
             RawLocalDisk::Silence => policy::LocalDiskReply::Silence,
         },
+        conflicts: match raw.conflict_check {
+            RawConflictCheck::Arp => policy::ConflictCheck::Arp,
+            RawConflictCheck::Off => policy::ConflictCheck::Off,
+        },
     };
     config.check().context("dhcp")?;
     Ok(config)
+}
+
+fn check_network(raw: RawNetwork) -> Result<policy::Subnet> {
+    let network = raw.network;
+    let bad = || anyhow!("network {network:?}: expected like 10.77.0.0/24");
+    let (base, prefix) = network.split_once('/').ok_or_else(bad)?;
+    let [start, end] = raw.pool;
+    let place = |place: RawPlace| -> Result<policy::Place> {
+        let name = |key: &str, text: Option<String>| {
+            let bytes = text.map(|text| bytes_of(&text)).transpose();
+            bytes.with_context(|| format!("places: {key} of {}", place.address))
+        };
+        Ok(policy::Place {
+            circuit: name("circuit", place.circuit)?,
+            remote: name("remote", place.remote)?,
+            address: place.address,
+        })
+    };
+    let option = |(code, value): (String, RawOption)| -> Result<(u8, Vec<u8>)> {
+        let name = || format!("options.{code}");
+        let number = code
+            .parse()
+            .map_err(|_| anyhow!("expected a code, 1 to 254"));
+        let bytes = match value {
+            RawOption::Text(text) => bytes_of(&text).with_context(name)?,
+            RawOption::Addresses(all) => all.iter().flat_map(Ipv4Addr::octets).collect(),
+            RawOption::Number(RawNumber::U8(number)) => vec![number],
+            RawOption::Number(RawNumber::U16(number)) => number.to_be_bytes().to_vec(),
+            RawOption::Number(RawNumber::U32(number)) => number.to_be_bytes().to_vec(),
+        };
+        Ok((number.with_context(name)?, bytes))
+    };
+    Ok(policy::Subnet {
+        network: base.parse().map_err(|_| bad())?,
+        prefix: prefix.parse().map_err(|_| bad())?,
+        range: start..=end,
+        reservations: raw.reservations,
+        places: raw.places.into_iter().map(place).collect::<Result<_>>()?,
+        routers: raw.routers,
+        name_servers: raw.name_servers,
+        domain: raw.domain,
+        lease: Duration::from_secs(u64::from(raw.lease_seconds.max(60))),
+        options: raw.options.into_iter().map(option).collect::<Result<_>>()?,
+    })
+}
+
+/// Returns the bytes of a text, or those that `0x…` spells.
+fn bytes_of(text: &str) -> Result<Vec<u8>> {
+    let Some(digits) = text.strip_prefix("0x") else {
+        return Ok(text.as_bytes().to_vec());
+    };
+    let bad = || anyhow!("{text:?}: expected two hexadecimal digits for each byte");
+    let pair = |pair: &[u8]| -> Option<u8> {
+        let digit = |at: usize| char::from(*pair.get(at)?).to_digit(16);
+        u8::try_from(digit(0)? * 16 + digit(1)?).ok()
+    };
+    let bytes: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(pair).collect();
+    bytes.filter(|bytes| !bytes.is_empty()).ok_or_else(bad)
 }
 
 fn read_text(path: &Path, key: &str) -> Result<String> {
@@ -327,13 +491,113 @@ token_file = "token"
         assert_eq!(config.sky.token, "secret");
         assert!(config.lease_file.ends_with("state/leases"));
         assert_eq!(config.other_server, OtherServer::Refuse);
+        assert_eq!(config.metrics, None);
+    }
+
+    #[test]
+    fn metrics_are_never_offered_to_the_bench() {
+        let with = |listen: &str| read(&format!("{GOOD}\n[metrics]\nlisten = \"{listen}\"\n"));
+        let config = with("127.0.0.1:9469").unwrap();
+        assert_eq!(config.metrics, Some(([127, 0, 0, 1], 9469).into()));
+        for bench in ["0.0.0.0:9469", "[::]:9469", "10.77.0.1:9469"] {
+            let failure = with(bench).unwrap_err();
+            assert_eq!(failure.kind(), Kind::InvalidInput);
+            assert!(
+                failure.to_string().contains("machines on the bench"),
+                "{failure}"
+            );
+        }
+    }
+
+    #[test]
+    fn relayed_networks_places_and_options_are_read() {
+        let text = GOOD.replace(
+            "[sky]",
+            r#"conflict_check = "off"
+options = { 42 = ["10.77.0.1", "10.77.0.2"], 26 = { u16 = 1400 }, 12 = "bench", 224 = "0x00fF" }
+
+[[dhcp.places]]
+circuit = "eth0/7"
+address = "10.77.0.7"
+
+[[dhcp.relayed]]
+network = "10.78.0.0/24"
+pool = ["10.78.0.10", "10.78.0.20"]
+routers = ["10.78.0.1"]
+places = [{ remote = "0x0a0b", address = "10.78.0.9" }]
+
+[sky]"#,
+        );
+        let config = read(&text).unwrap();
+        assert_eq!(config.dhcp.conflicts, policy::ConflictCheck::Off);
+        let policy::Mode::Authoritative(subnets) = config.dhcp.mode else {
+            panic!("not a server");
+        };
+        let [own, far] = &subnets[..] else {
+            panic!("{subnets:?}");
+        };
+        let mut options = own.options.clone();
+        options.sort();
+        assert_eq!(
+            options,
+            [
+                (12, b"bench".to_vec()),
+                (26, vec![5, 120]),
+                (42, vec![10, 77, 0, 1, 10, 77, 0, 2]),
+                (224, vec![0, 255]),
+            ]
+        );
+        assert_eq!(own.places[0].circuit.as_deref(), Some(&b"eth0/7"[..]));
+        assert_eq!(far.places[0].remote.as_deref(), Some(&[10, 11][..]));
+        assert_eq!((far.prefix, far.lease.as_secs()), (24, 3600));
+    }
+
+    #[test]
+    fn mistakes_in_further_networks_and_options_are_named() {
+        let far = "[[dhcp.relayed]]\nnetwork = \"10.78.0.0/24\"\n\
+                   pool = [\"10.78.0.10\", \"10.78.0.20\"]\n";
+        for (bad, expected) in [
+            (
+                far.replace("10.78.0.0/24", "10.77.0.0/16"),
+                "overlaps 10.77.0.0/24",
+            ),
+            (
+                far.replace("10.78.0.0/24", "10.78.0.0"),
+                "dhcp.relayed[0]: network",
+            ),
+            (
+                far.replace("10.78.0.20", "10.79.0.20"),
+                "10.79.0.20 is outside",
+            ),
+            (
+                "options = { 53 = { u8 = 6 } }\n".into(),
+                "option 53 cannot be set",
+            ),
+            (
+                "options = { 300 = \"x\" }\n".into(),
+                "options.300: expected a code",
+            ),
+            (
+                "options = { 224 = \"0x0\" }\n".into(),
+                "two hexadecimal digits",
+            ),
+            ("options = { 224 = 7 }\n".into(), "expected text"),
+            (
+                "places = [{ address = \"10.77.0.9\" }]\n".into(),
+                "neither circuit",
+            ),
+        ] {
+            let failure = read(&GOOD.replace("[sky]", &format!("{bad}[sky]"))).unwrap_err();
+            assert_eq!(failure.kind(), Kind::InvalidInput);
+            assert!(failure.to_string().contains(expected), "{bad}: {failure}");
+        }
     }
 
     #[test]
     fn each_mistake_is_named() {
         let cases = [
             ("channel = \"stable\"", "chanel = \"stable\"", "chanel"),
-            ("10.77.0.0/24", "10.77.0.0", "dhcp.network"),
+            ("10.77.0.0/24", "10.77.0.0", "dhcp: network"),
             (
                 "address = \"10.77.0.1\"",
                 "address = \"10.9.0.1\"",

@@ -18,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::cache::Cache;
 use super::config::{Config, OtherServer};
+use super::disks::DiskShelf;
 use super::ledger::Ledger;
 use super::routes::{self, Factory};
 use super::sky::{SkyClient, SkyError};
-use super::source::Bench;
+use super::source::{Bench, UNSIGNED_ANSWER};
 use super::story::Stories;
 use crate::WHO_IS_FACTORY;
 
@@ -40,6 +41,7 @@ const OWED: Duration = Duration::from_secs(10);
 /// another DHCP server answers; `Refused` where the sky does not know our token.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure> {
     let clock = edge::clock::now;
+    allow_many_files();
     tls::install_provider();
     refuse_second_server(&config).await?;
     let ledger = Ledger::open(&config.state.join("machines.jsonl")).environment()?;
@@ -72,6 +74,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
         trust: config.trust_root.clone(),
         clock,
         announcements: routes::Announcements::default(),
+        disks: DiskShelf::default(),
     });
     let bound = Bound::bind(&config).await?;
     first_contact(&factory).await?;
@@ -92,9 +95,20 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
     let service = service.into_make_service_with_connect_info::<SocketAddr>();
     let stopped = stop.clone().cancelled_owned();
     tasks.spawn(async move {
-        let server = axum::serve(bound.http, service).with_graceful_shutdown(stopped);
+        let limits = pxe::connections::Limits::default();
+        let listener = pxe::connections::limited(bound.http, limits);
+        let server = axum::serve(listener, service).with_graceful_shutdown(stopped);
         server.await.context("HTTP server")
     });
+    if let Some(listener) = bound.metrics {
+        let service = routes::metrics_router(Arc::clone(&factory));
+        let stopped = stop.clone().cancelled_owned();
+        tasks.spawn(async move {
+            let listener = pxe::connections::limited(listener, pxe::connections::Limits::default());
+            let server = axum::serve(listener, service).with_graceful_shutdown(stopped);
+            server.await.context("metrics server")
+        });
+    }
     let control = routes::control_router(Arc::clone(&factory));
     let stopped = stop.clone().cancelled_owned();
     tasks.spawn(async move {
@@ -133,6 +147,20 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
     ended.map_err(Failure::from)
 }
 
+/// A machine at birth holds a few sockets and files. The usual limit of 1,024 is
+/// soft, and too few for a bench of hundreds.
+fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if let Err(problem) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%problem, "limit of open files not raised");
+    }
+}
+
 async fn refuse_second_server(config: &Config) -> Result<(), Failure> {
     if config.dhcp.mode == Mode::Proxy || config.other_server == OtherServer::Allow {
         return Ok(());
@@ -166,6 +194,7 @@ struct Bound {
     dhcp: Sockets,
     tftp: UdpSocket,
     http: TcpListener,
+    metrics: Option<TcpListener>,
     finder: UdpSocket,
     control: UnixListener,
 }
@@ -193,6 +222,18 @@ impl Bound {
             .with_context(|| format!("listen on {address}:{http_port}"))
             .map_err(|error| hint(error, "is the address on this machine, and the port free?"))
             .environment()?;
+        let metrics = match config.metrics {
+            None => None,
+            Some(address) => Some(
+                TcpListener::bind(address)
+                    .await
+                    .with_context(|| format!("metrics.listen: listen on {address}"))
+                    .map_err(|error| {
+                        hint(error, "is the address on this machine, and the port free?")
+                    })
+                    .environment()?,
+            ),
+        };
         let finder = bind_finder(interface, *http_port)
             .with_context(|| format!("bind UDP port {http_port} on interface {interface}"))
             .environment()?;
@@ -201,6 +242,7 @@ impl Bound {
             dhcp,
             tftp,
             http,
+            metrics,
             finder,
             control,
         })
@@ -310,6 +352,9 @@ async fn follow_channel(factory: Arc<Factory>, stop: CancellationToken) {
                 }
                 let current = factory.cache.current().map(|current| current.version);
                 if let Some(release) = current.filter(|_| prefetched != current) {
+                    if factory.bench.answer_is_unsigned() {
+                        tracing::warn!(%release, "{UNSIGNED_ANSWER}");
+                    }
                     match factory.cache.prefetch(release, edge::clock::now()).await {
                         Ok(()) => {
                             tracing::info!(%release, "release is here whole");

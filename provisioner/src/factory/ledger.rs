@@ -3,8 +3,9 @@
 //! only after the change is on the disk.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufReader, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -107,6 +108,21 @@ pub enum OpenError {
     InUse(PathBuf),
 }
 
+/// Where the ledger's lines are kept: a file, or what a simulation lets survive.
+pub trait Journal: fmt::Debug + Send {
+    /// Forgets what stands behind so many bytes: it was never acknowledged.
+    ///
+    /// # Errors
+    /// It may still be there, and nothing may be appended.
+    fn cut(&mut self, length: u64) -> io::Result<()>;
+
+    /// Adds a line with its end. It is durable on return.
+    ///
+    /// # Errors
+    /// It does not count, and nothing of it stands before a later line.
+    fn append(&mut self, line: &[u8]) -> io::Result<()>;
+}
+
 /// The ledger.
 #[derive(Debug)]
 pub struct Ledger {
@@ -115,7 +131,7 @@ pub struct Ledger {
 
 #[derive(Debug)]
 struct Inner {
-    journal: Journal,
+    journal: Box<dyn Journal>,
     machines: BTreeMap<u64, MachineRecord>,
 }
 
@@ -127,11 +143,23 @@ impl Ledger {
     /// before it was acknowledged, and it is cut off.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let failed = |error| OpenError::File(path.to_owned(), error);
-        let (journal, machines) = Journal::open(path)?;
-        let mut inner = Inner { journal, machines };
-        if inner.journal.lines > 64 && inner.journal.lines > 4 * inner.machines.len() {
+        let journal = FileJournal::open(path)?;
+        let file = journal.file.try_clone().map_err(failed)?;
+        let (mut inner, lines) = Inner::read(path, BufReader::new(file), Box::new(journal))?;
+        if lines > 64 && lines > 4 * inner.machines.len() {
             inner.compact(path).map_err(failed)?;
         }
+        Ok(Self {
+            inner: Mutex::new(inner),
+        })
+    }
+
+    /// Goes on with the text of a journal, which errors call by `name`.
+    ///
+    /// # Errors
+    /// [`OpenError::Damaged`], or the journal cannot be cut.
+    pub fn resume(name: &Path, text: &[u8], journal: Box<dyn Journal>) -> Result<Self, OpenError> {
+        let (inner, _) = Inner::read(name, text, journal)?;
         Ok(Self {
             inner: Mutex::new(inner),
         })
@@ -322,6 +350,37 @@ pub struct Details {
 }
 
 impl Inner {
+    /// Reads what was acknowledged and cuts off the rest. Tells the number of lines too.
+    fn read(
+        name: &Path,
+        mut text: impl io::BufRead,
+        mut journal: Box<dyn Journal>,
+    ) -> Result<(Self, usize), OpenError> {
+        let failed = |error| OpenError::File(name.to_owned(), error);
+        let mut machines = BTreeMap::new();
+        let (mut length, mut lines) = (0, 0);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let read = text.read_until(b'\n', &mut line).map_err(failed)?;
+            // The end, or a line that was never acknowledged.
+            if read == 0 || line.last() != Some(&b'\n') {
+                break;
+            }
+            lines += 1;
+            let record: MachineRecord =
+                serde_json::from_slice(&line).map_err(|problem| OpenError::Damaged {
+                    path: name.to_owned(),
+                    line: lines,
+                    problem,
+                })?;
+            machines.insert(record.id, record);
+            length += u64::try_from(read).expect("a line is shorter than 64 bits");
+        }
+        journal.cut(length).map_err(failed)?;
+        Ok((Self { journal, machines }, lines))
+    }
+
     fn id_of(&self, claim: Claim<'_>) -> Option<u64> {
         self.machines
             .values()
@@ -335,7 +394,8 @@ impl Inner {
     }
 
     fn store(&mut self, record: MachineRecord) -> Result<(), LedgerError> {
-        self.journal.append(&record).map_err(LedgerError::Store)?;
+        let line = line_of(&record).map_err(LedgerError::Store)?;
+        self.journal.append(&line).map_err(LedgerError::Store)?;
         self.machines.insert(record.id, record);
         Ok(())
     }
@@ -343,15 +403,21 @@ impl Inner {
     fn compact(&mut self, path: &Path) -> io::Result<()> {
         let mut text = Vec::new();
         for record in self.machines.values() {
-            serde_json::to_writer(&mut text, record)?;
-            text.push(b'\n');
+            text.extend(line_of(record)?);
         }
         // The lock is on the old file: it is held until the new one has its own.
         edge::durable::write(path, &text, edge::durable::Mode::Public).map_err(io::Error::other)?;
-        let (journal, _) = Journal::open(path).map_err(io::Error::other)?;
-        self.journal = journal;
+        let mut journal = FileJournal::open(path).map_err(io::Error::other)?;
+        journal.cut(u64::try_from(text.len()).map_err(io::Error::other)?)?;
+        self.journal = Box::new(journal);
         Ok(())
     }
+}
+
+fn line_of(record: &MachineRecord) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(record)?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 /// Returns how well a machine fits a claim, or `None` where it is another.
@@ -386,20 +452,21 @@ fn usable_uuid(uuid: &str) -> Option<&str> {
     (!shared).then_some(uuid)
 }
 
+/// A locked file.
 #[derive(Debug)]
-struct Journal {
+struct FileJournal {
+    path: PathBuf,
     file: File,
     length: u64,
-    lines: usize,
 }
 
-impl Journal {
-    fn open(path: &Path) -> Result<(Self, BTreeMap<u64, MachineRecord>), OpenError> {
+impl FileJournal {
+    fn open(path: &Path) -> Result<Self, OpenError> {
         let failed = |error| OpenError::File(path.to_owned(), error);
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(failed)?;
         }
-        let mut file = File::options()
+        let file = File::options()
             .read(true)
             .write(true)
             .create(true)
@@ -413,47 +480,30 @@ impl Journal {
             }
             Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
         }
-        let mut machines = BTreeMap::new();
-        let (mut length, mut lines) = (0, 0);
-        let mut reader = BufReader::new(&file);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            let read = reader.read_until(b'\n', &mut line).map_err(failed)?;
-            // The end, or a line that was never acknowledged.
-            if read == 0 || line.last() != Some(&b'\n') {
-                break;
-            }
-            lines += 1;
-            let record: MachineRecord =
-                serde_json::from_slice(&line).map_err(|problem| OpenError::Damaged {
-                    path: path.to_owned(),
-                    line: lines,
-                    problem,
-                })?;
-            machines.insert(record.id, record);
-            length += u64::try_from(read).expect("a line is shorter than 64 bits");
-        }
-        file.set_len(length).map_err(failed)?;
-        file.seek(SeekFrom::Start(length)).map_err(failed)?;
-        file.sync_all().map_err(failed)?;
-        if let Some(dir) = path.parent() {
-            edge::durable::sync_dir(dir).map_err(failed)?;
-        }
-        let journal = Self {
+        Ok(Self {
+            path: path.to_owned(),
             file,
-            length,
-            lines,
-        };
-        Ok((journal, machines))
+            length: 0,
+        })
+    }
+}
+
+impl Journal for FileJournal {
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)?;
+        self.file.seek(SeekFrom::Start(length))?;
+        self.file.sync_all()?;
+        if let Some(dir) = self.path.parent() {
+            edge::durable::sync_dir(dir)?;
+        }
+        self.length = length;
+        Ok(())
     }
 
-    fn append(&mut self, record: &MachineRecord) -> io::Result<()> {
-        let mut line = serde_json::to_vec(record)?;
-        line.push(b'\n');
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
         let written = self
             .file
-            .write_all(&line)
+            .write_all(line)
             .and_then(|()| self.file.sync_data());
         if let Err(error) = written {
             // What was half written must not stand before a later line.
@@ -462,7 +512,6 @@ impl Journal {
             return Err(error);
         }
         self.length += u64::try_from(line.len()).expect("a line is shorter than 64 bits");
-        self.lines += 1;
         Ok(())
     }
 }
@@ -491,6 +540,7 @@ mod tests {
             firmware: "uefi".into(),
             secure_boot: false,
             tpm: false,
+            findings: vec![],
         }
     }
 

@@ -15,6 +15,10 @@ pub mod cache;
 
 pub mod source;
 
+pub mod metrics;
+
+pub mod disks;
+
 pub mod routes;
 
 pub mod daemon;

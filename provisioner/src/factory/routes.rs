@@ -21,9 +21,11 @@ use model::{CustomerName, MacAddr, ReleaseVersion, TrustRoot};
 use pxe::boot::{BootEvent, BootFile, BootSource, NotServed};
 use serde::Deserialize;
 use serde_json::json;
+use slots::http::DiskPath;
 
 use super::birth::{Boot, Event, Refusal};
 use super::cache::{Cache, FetchError};
+use super::disks::{self, DiskError, DiskShelf};
 use super::ledger::{Details, Ledger, LedgerError, MachineRecord};
 use super::sky::{SkyClient, SkyError};
 use super::source::Bench;
@@ -55,6 +57,8 @@ pub struct Factory {
     pub trust: TrustRoot,
     /// The clock.
     pub clock: fn() -> Timestamp,
+    /// Disks of customers.
+    pub disks: DiskShelf,
     /// Announcements of each address.
     pub announcements: Announcements,
 }
@@ -71,14 +75,23 @@ pub fn router(factory: Arc<Factory>) -> Router {
         .route("/v1/releases/{version}/{*path}", get(release_file))
         .route("/v1/customers/{customer}/layer.json", get(layer_document))
         .route("/v1/customers/{customer}/layer.raw", get(layer_image))
+        .route("/disk/{*path}", get(disk))
         .fallback(boot_file)
         .layer(DefaultBodyLimit::max(BODY))
+        .with_state(factory)
+}
+
+/// Returns the router of the metrics' own address, which is not the bench's.
+pub fn metrics_router(factory: Arc<Factory>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
         .with_state(factory)
 }
 
 /// Returns the router of the control socket, which only this machine's root reaches.
 pub fn control_router(factory: Arc<Factory>) -> Router {
     Router::new()
+        .route("/metrics", get(metrics))
         .route("/v1/machines", get(machines))
         .route("/v1/machines/{machine}/invite", post(invite))
         .route("/v1/machines/{machine}/uninvite", post(uninvite))
@@ -175,6 +188,24 @@ impl From<FetchError> for Refused {
     }
 }
 
+impl From<DiskError> for Refused {
+    fn from(error: DiskError) -> Self {
+        let text = chain(&error);
+        match error {
+            DiskError::Fetch(error) => error.into(),
+            DiskError::NoRelease => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "unreachable", text, None)
+            }
+            DiskError::Compose(_) => {
+                tracing::error!(problem = text, "disk not composed");
+                let hint = Some("see the factory's log; it needs mke2fs and room in its cache");
+                let problem = "the disk could not be composed";
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", problem, hint)
+            }
+        }
+    }
+}
+
 /// One line of an error with its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -197,6 +228,13 @@ async fn health(State(factory): Shared) -> Json<serde_json::Value> {
 
 async fn machines(State(factory): Shared) -> Json<Vec<MachineRecord>> {
     Json(factory.ledger.machines())
+}
+
+async fn metrics(State(factory): Shared) -> Response {
+    let release = factory.cache.current().map(|current| current.version);
+    let machines = factory.ledger.machines();
+    let page = factory.bench.metrics.page(&machines, release);
+    ([(header::CONTENT_TYPE, edge::metrics::CONTENT_TYPE)], page).into_response()
 }
 
 async fn story(State(factory): Shared, Path(mac): Path<MacAddr>) -> Json<Story> {
@@ -270,7 +308,7 @@ async fn verdict(
             let text = format!("is told to boot its disk: {reason}");
             factory.bench.tell(&code, None, "sky", text);
         }
-        Verdict::Install { ticket } => {
+        Verdict::Install { ticket, .. } => {
             // The installer verifies for itself. Here it keeps a forged
             // ticket out of the ledger.
             let ticket = factory.trust.verify(ticket, now).map_err(|problem| {
@@ -326,6 +364,7 @@ async fn redeem(
     apply(&factory, &code, event, details, (factory.clock)()).await?;
     let text = format!("used its ticket: it becomes {}", enrolment.identity);
     factory.bench.tell(&code, None, "installer", text);
+    factory.bench.metrics.redeemed();
     tracing::info!(%code, unit = %enrolment.identity.unit, "ticket redeemed");
     Ok(Json(enrolment))
 }
@@ -343,7 +382,12 @@ async fn progress(
     match body.step {
         InstallStep::Done => {
             let event = Event::Done { code: code.clone() };
+            let before = known(&factory, &code)?.birth;
             let record = apply(&factory, &code, event, owed, now).await?;
+            // An end whose answer was lost is told again.
+            if before.word() != record.birth.word() {
+                factory.bench.metrics.born(body.seconds);
+            }
             let text = format!(
                 "is born after {} s; from now on it boots its disk",
                 body.seconds
@@ -358,7 +402,11 @@ async fn progress(
         }
         InstallStep::Failed => {
             let event = Event::Failed { code: code.clone() };
+            let before = known(&factory, &code)?.birth;
             let record = apply(&factory, &code, event, owed, now).await?;
+            if before.word() != record.birth.word() {
+                factory.bench.metrics.failed();
+            }
             let problem = body.problem.as_deref().unwrap_or("no reason given");
             let text = format!("failed: {problem}");
             factory.bench.tell(&code, None, "installer", text);
@@ -484,6 +532,19 @@ async fn layer_image(
     let (_, image) = factory.cache.layer(&customer, (factory.clock)()).await?;
     let path = format!("v1/customers/{customer}/layer.raw");
     Ok(serve(&factory, image, peer, &method, &path, &headers).await)
+}
+
+async fn disk(
+    State(factory): Shared,
+    Path(path): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Refused> {
+    let path: DiskPath = format!("/disk/{path}")
+        .parse()
+        .map_err(|problem| Refused::new(StatusCode::NOT_FOUND, "not-found", problem, None))?;
+    let now = (factory.clock)();
+    let disk = factory.disks.disk(&factory.cache, &path, now).await?;
+    Ok(disks::respond(disk, &headers))
 }
 
 async fn boot_file(State(factory): Shared, ConnectInfo(peer): Peer, request: Request) -> Response {

@@ -7,30 +7,51 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use jiff::Timestamp;
-use model::MacAddr;
 use model::machine::MachineCode;
+use model::{Architecture, MacAddr};
 use pxe::boot::{
     BootAnswer, BootEvent, BootFile, BootRequest, BootSource, ClientArch, ClientClass, DhcpOutcome,
     FileOutcome, MachineUuid, NotServed, Protocol,
 };
 
 use super::birth::Boot;
-use super::cache::Cache;
+use super::cache::{Cache, Current};
 use super::ledger::{Claim, Ledger, MachineRecord};
+use super::metrics::Metrics;
 use super::story::{Stories, Story, StoryLine};
 
 /// Path of the installer, by TFTP and HTTP.
 pub const INSTALLER: &str = "boot/installer.efi";
 /// Path of the program that starts the machine's own disk.
 pub const LOCAL_BOOT: &str = "boot/local.efi";
+/// Path of the script that tells iPXE on a machine of another kind what is wrong with it.
+pub const OTHER_FIRMWARE: &str = "boot/other-firmware.ipxe";
+
+/// What goes wrong with an unsigned answer, and the remedy.
+pub const UNSIGNED_ANSWER: &str = "a machine that enforces the release's Secure Boot keys \
+     refuses the program that starts its disk: sign it and name it as local_boot";
+
+/// What is here to boot.
+pub trait Releases: std::fmt::Debug + Send + Sync {
+    /// The release that machines are given now, once its installer is here.
+    fn current(&self) -> Option<Current>;
+}
+
+impl Releases for Cache {
+    fn current(&self) -> Option<Current> {
+        Cache::current(self)
+    }
+}
 
 /// The factory's answers to machines that boot.
 #[derive(Debug)]
 pub struct Bench {
     ledger: Arc<Ledger>,
-    cache: Arc<Cache>,
+    releases: Arc<dyn Releases>,
     stories: Arc<Stories>,
     clock: fn() -> Timestamp,
+    /// What is counted.
+    pub metrics: Metrics,
     /// The operator's own program that starts a machine's disk; else `pxe` has one.
     local_boot: Option<PathBuf>,
     /// Which machine was given an address. A guess for the servers of files,
@@ -44,16 +65,17 @@ impl Bench {
     /// Puts the parts together.
     pub fn new(
         ledger: Arc<Ledger>,
-        cache: Arc<Cache>,
+        releases: Arc<impl Releases + 'static>,
         stories: Arc<Stories>,
         clock: fn() -> Timestamp,
         local_boot: Option<PathBuf>,
     ) -> Self {
         Self {
             ledger,
-            cache,
+            releases,
             stories,
             clock,
+            metrics: Metrics::default(),
             local_boot,
             addresses: RwLock::default(),
             last: Mutex::default(),
@@ -69,6 +91,24 @@ impl Bench {
             swapped: swapped.as_deref(),
             serial: "",
         })
+    }
+
+    /// The kind of machine that units are.
+    fn units(&self) -> ClientArch {
+        let current = self.releases.current();
+        let architecture = current.map_or(Architecture::OURS, |current| current.architecture);
+        match architecture {
+            Architecture::Amd64 => ClientArch::UefiX64,
+            Architecture::Arm64 => ClientArch::UefiArm64,
+        }
+    }
+
+    /// Whether machines that are born here will refuse what they are answered afterwards:
+    /// the program that starts their disk is not signed with the keys that they enforce.
+    #[must_use]
+    pub fn answer_is_unsigned(&self) -> bool {
+        let current = self.releases.current();
+        self.local_boot.is_none() && current.is_some_and(|current| current.enrols_keys)
     }
 
     fn boot(&self, mac: MacAddr, uuid: Option<MachineUuid>) -> Boot {
@@ -168,30 +208,62 @@ fn in_wire_order(uuid: &MachineUuid) -> String {
     MachineUuid(other).to_string()
 }
 
+/// Why a machine cannot be born, in words for the operator.
+fn other_kind(units: ClientArch, machine: ClientArch) -> String {
+    format!(
+        "units are {units} machines and this one boots as {machine}: \
+         switch the firmware to UEFI network boot"
+    )
+}
+
+/// What iPXE shows on a machine of another kind, before the firmware goes on to the next
+/// boot device.
+fn other_firmware(units: ClientArch) -> String {
+    format!(
+        "#!ipxe\n\
+         echo\n\
+         echo LeapServ: units are {units} machines\n\
+         echo This one was started by ${{platform}} firmware (${{buildarch}}):\n\
+         echo switch the firmware to UEFI network boot\n\
+         echo\n\
+         sleep 20\n\
+         exit\n"
+    )
+}
+
 impl BootSource for Bench {
     fn decide(&self, request: &BootRequest) -> BootAnswer {
         let boots = request.client_class != ClientClass::Other;
         if let Boot::LocalDisk(reason) = self.boot(request.mac, request.uuid) {
-            if boots && self.local_boot.is_some() && request.arch == ClientArch::UefiX64 {
+            if boots && self.local_boot.is_some() && request.arch == pxe::local_boot::ARCH {
                 return BootAnswer::Boot {
                     tftp_path: LOCAL_BOOT.into(),
                     http_path: LOCAL_BOOT.into(),
                 };
             }
+            let hint = if self.answer_is_unsigned() {
+                format!("; {UNSIGNED_ANSWER}")
+            } else {
+                String::new()
+            };
             return BootAnswer::LocalDisk {
-                reason: reason.into(),
+                reason: format!("{reason}{hint}"),
             };
         }
-        if boots && request.arch != ClientArch::UefiX64 {
+        let units = self.units();
+        if boots && request.arch != units {
+            // Of all clients that cannot be born, this one can show the reason.
+            if request.client_class == ClientClass::Ipxe {
+                return BootAnswer::Boot {
+                    tftp_path: OTHER_FIRMWARE.into(),
+                    http_path: OTHER_FIRMWARE.into(),
+                };
+            }
             return BootAnswer::LocalDisk {
-                reason: format!(
-                    "units are UEFI x64 machines and this one boots as {}: \
-                     switch the firmware to UEFI network boot",
-                    request.arch
-                ),
+                reason: other_kind(units, request.arch),
             };
         }
-        if boots && self.cache.current().is_none() {
+        if boots && self.releases.current().is_none() {
             return BootAnswer::Ignore {
                 reason: "no release is here yet: publish one on the channel".into(),
             };
@@ -206,6 +278,9 @@ impl BootSource for Bench {
         if path == LOCAL_BOOT {
             let program = self.local_boot.clone().ok_or(NotServed::NotFound)?;
             return Ok(BootFile::Path(program));
+        }
+        if path == OTHER_FIRMWARE {
+            return Ok(BootFile::Bytes(other_firmware(self.units()).into()));
         }
         if path != INSTALLER {
             return Err(NotServed::NotFound);
@@ -222,13 +297,20 @@ impl BootSource for Bench {
         {
             return Err(NotServed::Refused(format!("boot the local disk: {reason}")));
         }
-        let current = self.cache.current();
+        let current = self.releases.current();
         let current = current.ok_or_else(|| NotServed::Failed("no release is here yet".into()))?;
         Ok(BootFile::Path(current.installer))
     }
 
+    fn leased(&self, address: std::net::Ipv4Addr, mac: MacAddr) {
+        let addresses = self.addresses.write();
+        let mut addresses = addresses.unwrap_or_else(PoisonError::into_inner);
+        addresses.insert(IpAddr::V4(address), (mac, None));
+    }
+
     fn observe(&self, event: &BootEvent) {
-        let text = event.to_string();
+        self.metrics.observe(event);
+        let mut text = event.to_string();
         match event {
             BootEvent::Dhcp {
                 request, outcome, ..
@@ -249,6 +331,15 @@ impl BootSource for Bench {
                         uuid.filter(|_| mac == request.mac)
                     });
                     addresses.insert(address, (request.mac, uuid));
+                }
+                if let DhcpOutcome::Replied {
+                    boot_file: Some(file),
+                    ..
+                } = outcome
+                    && file.ends_with(OTHER_FIRMWARE)
+                {
+                    text.push_str(": ");
+                    text.push_str(&other_kind(self.units(), request.arch));
                 }
                 let by = match request.protocol {
                     Protocol::ProxyDhcp => "proxy-dhcp",
@@ -274,6 +365,118 @@ impl BootSource for Bench {
                 let macs = self.at(*peer).into_iter().collect();
                 self.tell_macs(macs, Some(*peer), by, text);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pxe::dhcp::options::MessageType;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Offered(Option<Current>);
+
+    impl Releases for Offered {
+        fn current(&self) -> Option<Current> {
+            self.0.clone()
+        }
+    }
+
+    fn asks(arch: ClientArch, client_class: ClientClass) -> BootRequest {
+        BootRequest {
+            mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
+            uuid: None,
+            arch,
+            client_class,
+            protocol: Protocol::Dhcp,
+            relay: None,
+        }
+    }
+
+    #[test]
+    fn ipxe_on_a_machine_of_another_kind_is_given_a_script_that_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let bench = Bench::new(
+            Arc::new(Ledger::open(&at("machines.jsonl")).unwrap()),
+            Arc::new(Offered(None)),
+            Arc::new(Stories::open(&at("stories.jsonl")).unwrap()),
+            || Timestamp::UNIX_EPOCH,
+            None,
+        );
+        let other = match bench.units() {
+            ClientArch::UefiX64 => ClientArch::UefiArm64,
+            _ => ClientArch::UefiX64,
+        };
+        for arch in [ClientArch::Bios, other] {
+            let request = asks(arch, ClientClass::Ipxe);
+            let answer = bench.decide(&request);
+            let BootAnswer::Boot {
+                tftp_path,
+                http_path,
+            } = answer
+            else {
+                panic!("{answer:?}")
+            };
+            assert_eq!(tftp_path, http_path);
+            // The operator is told the reason too.
+            bench.observe(&BootEvent::Dhcp {
+                request,
+                xid: 1,
+                message: MessageType::Discover,
+                outcome: DhcpOutcome::Replied {
+                    message: MessageType::Offer,
+                    address: Some([10, 77, 0, 100].into()),
+                    boot_file: Some(format!("http://10.77.0.1:8080/{http_path}")),
+                    note: None,
+                },
+            });
+            let story = bench.story(MacAddr([0x52, 0x54, 0, 0, 0, 1]));
+            let last = story.lines.last().unwrap();
+            let reason = format!("this one boots as {arch}: switch the firmware");
+            assert!(last.text.contains(&reason), "{}", last.text);
+            let file = bench.open([10, 77, 0, 100].into(), &http_path).unwrap();
+            let BootFile::Bytes(script) = file else {
+                panic!("{file:?}")
+            };
+            let script = String::from_utf8(script.to_vec()).unwrap();
+            assert!(script.starts_with("#!ipxe\n"), "{script}");
+            let told = format!("units are {} machines", bench.units());
+            assert!(script.contains(&told), "{script}");
+            // What shows no script boots its disk, with the reason in its story.
+            let answer = bench.decide(&asks(arch, ClientClass::Pxe));
+            assert!(matches!(answer, BootAnswer::LocalDisk { .. }), "{answer:?}");
+        }
+        // One of our kind is no such case.
+        let answer = bench.decide(&asks(bench.units(), ClientClass::Ipxe));
+        assert!(matches!(answer, BootAnswer::Ignore { .. }), "{answer:?}");
+    }
+
+    #[test]
+    fn an_answer_that_enforcing_machines_refuse_is_told_with_its_remedy() {
+        for (enrols_keys, local_boot, expected) in [
+            (true, None, true),
+            (true, Some("/signed.efi".into()), false),
+            (false, None, false),
+        ] {
+            let current = Current {
+                version: "2026.11.1".parse().unwrap(),
+                architecture: Architecture::OURS,
+                enrols_keys,
+                installer: "installer.efi".into(),
+            };
+            let folder = tempfile::tempdir().unwrap();
+            let at = |name: &str| folder.path().join(name);
+            let bench = Bench::new(
+                Arc::new(Ledger::open(&at("machines.jsonl")).unwrap()),
+                Arc::new(Offered(Some(current))),
+                Arc::new(Stories::open(&at("stories.jsonl")).unwrap()),
+                || Timestamp::UNIX_EPOCH,
+                local_boot,
+            );
+            assert_eq!(bench.answer_is_unsigned(), expected);
         }
     }
 }

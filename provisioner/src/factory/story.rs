@@ -67,10 +67,19 @@ pub struct Story {
 #[derive(Debug)]
 pub struct Stories {
     lines: Mutex<VecDeque<StoryLine>>,
-    writer: SyncSender<StoryLine>,
+    /// To the file, if there is one.
+    writer: Option<SyncSender<StoryLine>>,
 }
 
 impl Stories {
+    /// Keeps them for as long as the program runs.
+    pub fn in_memory() -> Self {
+        Self {
+            lines: Mutex::default(),
+            writer: None,
+        }
+    }
+
     /// Reads what was written before and goes on.
     ///
     /// # Errors
@@ -98,13 +107,15 @@ impl Stories {
             .with_context(describe)?;
         Ok(Self {
             lines: Mutex::new(lines),
-            writer,
+            writer: Some(writer),
         })
     }
 
     /// Adds a line.
     pub fn tell(&self, line: StoryLine) {
-        if let Err(TrySendError::Full(line)) = self.writer.try_send(line.clone()) {
+        if let Some(writer) = &self.writer
+            && let Err(TrySendError::Full(line)) = writer.try_send(line.clone())
+        {
             // In a flood the memory still has it.
             tracing::debug!(text = line.text, "story line not written to its file");
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use model::api::{Announcement, InstallStep, Redemption, Verdict};
+use model::api::{Announcement, Credential, InstallStep, Redemption, Verdict};
 use model::machine::{DiskContent, MachineCode, MachineFacts};
 use model::release::{CustomerLayer, ReleaseManifest};
 use model::ticket::BirthTicket;
@@ -21,8 +21,9 @@ use super::console::Console;
 use super::install::{self, Job, Layer, Paper, Progress};
 use super::keys::{self, Keys};
 use super::link::{Link, LinkError};
+use super::memory::{BadMemory, MemoryTest};
 use super::permit::ErasePermit;
-use super::plan;
+use super::{plan, preflight};
 
 /// How often one ticket is tried while only the link is to blame.
 const TRIES: u32 = 3;
@@ -46,6 +47,12 @@ pub struct Setup {
     pub console: Console,
     /// Correction of the machine's clock.
     pub clock: Clock,
+    /// How far the machine's clock was off.
+    pub clock_was_off: Option<SignedDuration>,
+    /// Memory of which a share may be tested, in bytes; none to test none.
+    pub free_memory: Option<u64>,
+    /// Where the machine's TPM is, if it has one.
+    pub tpm: Option<PathBuf>,
     /// A folder in memory.
     pub scratch: PathBuf,
     /// What to do after a failure.
@@ -106,7 +113,10 @@ impl Clock {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
     /// A unit was born; restart.
-    Born,
+    Born {
+        /// The disk that it is on.
+        disk: String,
+    },
     /// Restart from the disk that is there.
     LocalDisk {
         /// Why.
@@ -121,7 +131,11 @@ pub enum Ending {
 /// went wrong. Before a ticket is used, nothing on the machine has changed.
 pub async fn birth(setup: &Setup) -> Result<Ending> {
     let Setup { console, link, .. } = setup;
-    let keys = Keys::generate().context("make the keys")?;
+    let mut memory = match setup.free_memory {
+        Some(free) => MemoryTest::start(free),
+        None => MemoryTest::none(),
+    };
+    let (keys, place) = make_keys(setup)?;
     let code = MachineCode::of(keys.public());
     console.machine(&describe(&setup.facts));
     for disk in &setup.facts.disks {
@@ -132,8 +146,11 @@ pub async fn birth(setup: &Setup) -> Result<Ending> {
         };
         console.line(&format!("disk {} {} bytes {content}", disk.path, disk.size));
     }
+    let mut facts = setup.facts.clone();
+    facts.findings = preflight::check(&facts, setup.clock_was_off, &place);
+    console.findings(&facts.findings);
     let announcement = Announcement {
-        facts: setup.facts.clone(),
+        facts,
         keys: keys.public().clone(),
         installer: env!("CARGO_PKG_VERSION").into(),
     };
@@ -160,9 +177,14 @@ pub async fn birth(setup: &Setup) -> Result<Ending> {
                 }
             };
             match verdict {
-                Verdict::Held => console.step(InstallStep::Waiting, 0, 0),
+                Verdict::Held => {
+                    console.step(InstallStep::Waiting, 0, 0);
+                    if let Some(bad) = memory.news() {
+                        fail(setup, &code, bad.into(), Tell::Everyone).await?;
+                    }
+                }
                 Verdict::LocalDisk { reason } => return Ok(Ending::LocalDisk { reason }),
-                Verdict::Install { ticket } => {
+                Verdict::Install { ticket, credential } => {
                     let name = ticket_name(&ticket);
                     let tries = tried.entry(name).or_default();
                     if *tries >= TRIES {
@@ -171,8 +193,12 @@ pub async fn birth(setup: &Setup) -> Result<Ending> {
                         continue;
                     }
                     *tries += 1;
-                    match install(setup, &keys, &code, &ticket).await {
-                        Ok(()) => return Ok(Ending::Born),
+                    let installed = match memory.verdict() {
+                        Ok(_) => install(setup, &keys, &code, &ticket, credential.as_ref()).await,
+                        Err(bad) => Err(bad.into()),
+                    };
+                    match installed {
+                        Ok(disk) => return Ok(Ending::Born { disk }),
                         Err(error) => {
                             // What is not the link's fault would only happen again.
                             if !is_link(&error) {
@@ -185,6 +211,20 @@ pub async fn birth(setup: &Setup) -> Result<Ending> {
             }
         }
     }
+}
+
+/// In the TPM where there is one that works.
+fn make_keys(setup: &Setup) -> Result<(Keys, preflight::Keys)> {
+    let place = match setup.tpm.as_deref().map(Keys::generate_in) {
+        Some(Ok(keys)) => {
+            setup.console.line("keys: made in the TPM");
+            return Ok((keys, preflight::Keys::InTpm));
+        }
+        // The operator sees it, and may well refuse the machine.
+        Some(Err(error)) => preflight::Keys::TpmFailed(format!("{error:#}")),
+        None => preflight::Keys::NoTpm,
+    };
+    Ok((Keys::generate().context("make the keys")?, place))
 }
 
 async fn announce(setup: &Setup, body: &Announcement) -> Result<Option<Ending>> {
@@ -275,9 +315,18 @@ fn next_step(error: &anyhow::Error) -> &'static str {
         })
     })
     .or_else(|| {
+        find(|cause| {
+            let bad = cause.downcast_ref::<BadMemory>();
+            bad.map(|_| "replace the memory, then switch the machine on again")
+        })
+    })
+    .or_else(|| {
         find(|cause| match cause.downcast_ref::<LinkError>() {
             Some(LinkError::Lost { .. }) => {
                 Some("check cable, switch and factory; it goes on by itself")
+            }
+            Some(LinkError::Answered { status, .. }) if status.as_u16() == 401 => {
+                Some("ask support for another one-time code, then switch the machine off and on")
             }
             Some(LinkError::Answered { .. }) => Some("look at the factory: leapctl explain MAC"),
             None => None,
@@ -329,7 +378,8 @@ async fn install(
     keys: &Keys,
     code: &MachineCode,
     signed: &Signed<BirthTicket>,
-) -> Result<()> {
+    credential: Option<&Credential>,
+) -> Result<String> {
     let Setup {
         trust,
         facts,
@@ -346,6 +396,7 @@ async fn install(
     let manifest_bytes = link.manifest(release).await?;
     let manifest = believe_manifest(trust, &manifest_bytes, clock.now())?;
     let plan = plan::plan(facts, permit.disk(), permit.ticket(), &manifest)?;
+    let disk = permit.disk().path.clone();
     for action in &plan.actions {
         tracing::debug!(%action, "planned");
     }
@@ -354,6 +405,7 @@ async fn install(
     let redemption = Redemption {
         ticket: permit.ticket().id.clone(),
         keys: keys.public().clone(),
+        proof: keys.prove(credential).context("prove where the keys are")?,
     };
     let enrolment = link.redeem(code, &redemption).await?;
     keys::check_enrolment(&enrolment, permit.ticket(), keys.public())?;
@@ -393,7 +445,7 @@ async fn install(
         );
     }
     console.line(&format!("born {unit}"));
-    Ok(())
+    Ok(disk)
 }
 
 fn believe_manifest(
@@ -499,6 +551,7 @@ mod tests {
             next_step(&anyhow::Error::new(plan::PlanRefusal::Firmware(
                 "bios".into(),
             ))),
+            next_step(&anyhow::Error::new(BadMemory { wrote: 1, read: 0 })),
             next_step(&anyhow!("something else")),
         ];
         let different: std::collections::BTreeSet<_> = steps.iter().collect();

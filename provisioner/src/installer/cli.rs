@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use clap::{Parser, Subcommand};
 use edge::exit::{Classify as _, Failure, Kind};
+use jiff::Timestamp;
 use model::TrustRoot;
 use model::machine::{DiskFacts, MachineFacts};
 use slots::Target as _;
@@ -15,10 +16,13 @@ use super::birth::{self, AfterFailure, Clock, Ending, Setup};
 use super::console::Console;
 use super::link::{Link, Patience};
 use super::network::{self, Clients};
-use super::{facts, init};
+use super::stick::{self, Stick};
+use super::{boot_next, facts, health, init, visit};
 
 /// Whom the installer believes.
 const TRUST_ROOT: &str = "/etc/leapserv/trust-root.json";
+/// The machine's TPM, behind the kernel's resource manager.
+const TPM: &str = "/dev/tpmrm0";
 /// How long a failure stands on the screen before the machine starts anew.
 const READ_IT: Duration = Duration::from_secs(30);
 
@@ -41,6 +45,9 @@ pub struct Cli {
     /// Take the machine's facts from this file
     #[arg(long, value_name = "FILE")]
     facts: Option<PathBuf>,
+    /// Make the keys in this TPM: a device or an emulator's socket
+    #[arg(long, value_name = "FILE")]
+    tpm: Option<PathBuf>,
     /// Whom to believe
     #[arg(long, value_name = "FILE", default_value = TRUST_ROOT)]
     trust_root: PathBuf,
@@ -111,12 +118,16 @@ fn normal_program(cli: Cli) -> Result<(), Failure> {
         let link = Link::new(&base, patience, console.clone())?;
         console.line(&format!("factory {base}"));
         let told = link.health().await.ok().flatten();
+        let clock = Clock::corrected(edge::clock::now(), told);
         let setup = Setup {
             trust,
             facts,
             link,
             console: console.clone(),
-            clock: Clock::corrected(edge::clock::now(), told),
+            clock,
+            clock_was_off: clock.offset(),
+            free_memory: None,
+            tpm: cli.tpm,
             scratch: scratch.clone(),
             after_failure: if cli.once {
                 AfterFailure::End
@@ -128,7 +139,7 @@ fn normal_program(cli: Cli) -> Result<(), Failure> {
     });
     drop(std::fs::remove_dir_all(&scratch));
     match ended {
-        Ok(Ending::Born) => console.line("restart"),
+        Ok(Ending::Born { .. }) => console.line("restart"),
         Ok(Ending::LocalDisk { reason }) => {
             console.line(&format!("local disk: {reason}"));
             console.line("restart");
@@ -201,6 +212,7 @@ fn facts_of(cli: &Cli) -> Result<MachineFacts> {
             size: disk.size(),
             removable: false,
             content: facts::content_of(path),
+            health: None,
         }];
     }
     Ok(facts)
@@ -217,8 +229,9 @@ fn first_process() -> ! {
         life.join()
             .unwrap_or_else(|_| Err(anyhow!("a bug in the installer")))
     });
+    past_the_stick(&console, &lived);
     match lived {
-        Ok(Ending::Born) => {}
+        Ok(Ending::Born { .. }) => {}
         Ok(Ending::LocalDisk { reason }) => console.note(&format!("local disk: {reason}")),
         Err(error) => {
             console.error(&format!("{error:#}"), "the machine restarts in 30 s");
@@ -234,18 +247,64 @@ fn first_process() -> ! {
     }
 }
 
+/// Leads the firmware past a stick that stays in its port: to the unit that was just
+/// born, or to the one that is there.
+fn past_the_stick(console: &Console, lived: &Result<Ending>) {
+    let root = Path::new("/");
+    if !stick::is_start(root) {
+        return;
+    }
+    let disk = match lived {
+        Ok(Ending::Born { disk }) => Some(disk.clone()),
+        Ok(Ending::LocalDisk { .. }) | Err(_) => visit::local_unit(root),
+    };
+    let Some(disk) = disk else { return };
+    match boot_next::from_disk(root, Path::new(&disk)) {
+        Ok(()) => console.line(&format!("the next start is from {disk}")),
+        Err(error) => console.error(&format!("{error:#}"), "take the stick out"),
+    }
+}
+
+/// Who is at the other end of the cable.
+enum FarEnd {
+    /// A factory, found.
+    Factory(Link),
+    /// The sky, which the machine has no code for yet.
+    Sky(Stick),
+}
+
+/// Finds it, and its time.
+async fn find_far_end(
+    console: &Console,
+    clients: &mut Clients,
+) -> Result<(FarEnd, Option<Timestamp>)> {
+    if stick::is_start(Path::new("/")) {
+        console.line("started from a disk: looking for a stick's settings on it");
+    }
+    if let Some(stick) = stick::started_from(Path::new("/")).await? {
+        console.line("started from a stick: no factory, the sky itself");
+        let told = network::find_sky(console, &stick.settings, clients).await?;
+        console.line(&format!("sky {}", stick.settings.sky));
+        return Ok((FarEnd::Sky(stick), Some(told)));
+    }
+    let link = network::find_factory(console, Patience::default(), clients).await?;
+    console.line(&format!("factory {}", link.base()));
+    let told = link.health().await.ok().flatten();
+    Ok((FarEnd::Factory(link), told))
+}
+
 fn machine(console: &Console) -> Result<Ending> {
     init::load_modules(console);
+    init::mount_variables();
     let trust = read_trust_root(Path::new(TRUST_ROOT))?;
     let runtime = Runtime::new().context("start the runtime")?;
     runtime.block_on(async {
         init::wait_for_disk().await;
         let mut clients = Clients::default();
-        let link = network::find_factory(console, Patience::default(), &mut clients).await?;
-        console.line(&format!("factory {}", link.base()));
-        let told = link.health().await.ok().flatten();
+        let (far_end, told) = find_far_end(console, &mut clients).await?;
         let mut clock = Clock::corrected(edge::clock::now(), told);
-        if let Some(offset) = clock.offset() {
+        let clock_was_off = clock.offset();
+        if let Some(offset) = clock_was_off {
             console.line(&format!(
                 "clock is off by {} s, corrected",
                 offset.as_secs()
@@ -254,9 +313,26 @@ fn machine(console: &Console) -> Result<Ending> {
                 clock = Clock::default();
             }
         }
+        let link = match far_end {
+            FarEnd::Factory(link) => link,
+            // By now the clock is right: certificates count by it.
+            FarEnd::Sky(stick) => match visit::link(&stick, console).await? {
+                Some(link) => link,
+                None => {
+                    return Ok(Ending::LocalDisk {
+                        reason: "nobody typed a one-time code".into(),
+                    });
+                }
+            },
+        };
+        let mut facts = facts::gather(Path::new("/"));
+        health::ask(&mut facts);
         let setup = Setup {
             trust,
-            facts: facts::gather(Path::new("/")),
+            clock_was_off,
+            free_memory: Some(facts::free_memory(Path::new("/"))),
+            tpm: facts.tpm.then(|| PathBuf::from(TPM)),
+            facts,
             link,
             console: console.clone(),
             clock,

@@ -9,10 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use model::api::InstallStep;
-use model::machine::MachineCode;
+use model::machine::{Finding, MachineCode, Severity};
 
 /// How often the screen is drawn anew at most.
 const REPAINT: Duration = Duration::from_millis(300);
+
+/// Columns of a text display.
+const WIDTH: usize = 80;
+/// So many findings are on the screen.
+const FINDINGS: usize = 5;
 
 /// The console. Clones share it.
 #[derive(Debug, Clone)]
@@ -40,9 +45,11 @@ struct View {
     code: Option<MachineCode>,
     unit: String,
     machine: String,
+    findings: Vec<String>,
     step: Option<(InstallStep, u8)>,
     note: String,
     error: Option<(String, String)>,
+    question: String,
     seconds: u64,
 }
 
@@ -82,6 +89,11 @@ impl Console {
             lines.extend(open("console").map(Sink::Device));
         }
         Self::of(lines, screen)
+    }
+
+    /// The terminals at which somebody may type.
+    pub fn terminals() -> [&'static str; 2] {
+        ["tty0", "ttyS0"]
     }
 
     fn of(lines: Vec<Sink>, screen: Option<File>) -> Self {
@@ -124,6 +136,21 @@ impl Console {
         inner.line(&format!("machine {text}"));
     }
 
+    /// Shows what is wanting.
+    pub fn findings(&self, findings: &[Finding]) {
+        let mut inner = self.lock();
+        inner.view.findings.clear();
+        for finding in findings {
+            let mark = match finding.severity {
+                Severity::Stops => "STOPS",
+                Severity::Matters => "NOTE",
+            };
+            let text = &finding.text;
+            inner.line(&format!("finding {} {text}", mark.to_lowercase()));
+            inner.view.findings.push(format!("  {mark:<10}{text}"));
+        }
+    }
+
     /// Shows the code that the operator types.
     pub fn code(&self, code: &MachineCode) {
         let mut inner = self.lock();
@@ -145,6 +172,7 @@ impl Console {
         let mut inner = self.lock();
         let before = inner.view.step;
         inner.view.step = Some((step, percent));
+        inner.view.question.clear();
         // Every fifth per cent is a line: a serial console is slow.
         let line = match before {
             Some((old, old_percent)) => old != step || old_percent / 5 != percent / 5,
@@ -160,6 +188,16 @@ impl Console {
             }
         }
         inner.paint(before.map(|(old, _)| old) != Some(step));
+    }
+
+    /// Asks for what is to be typed; the next step takes the question off the screen.
+    pub fn ask(&self, question: &str) {
+        let mut inner = self.lock();
+        question.clone_into(&mut inner.view.question);
+        // Asked again, it is said again.
+        inner.last_line.clear();
+        inner.line(&format!("type {question}"));
+        inner.paint(true);
     }
 
     /// Shows what went wrong and what to do next.
@@ -243,6 +281,10 @@ fn render(view: &View) -> String {
         lines.push(format!("  CODE      {code}"));
     }
     lines.push(format!("  MACHINE   {}", view.machine));
+    // The screen has 25 lines; the serial line has had all of them.
+    for finding in view.findings.iter().take(FINDINGS) {
+        lines.push(finding.chars().take(WIDTH).collect());
+    }
     if let Some((step, percent)) = view.step {
         let full = usize::from(percent) * 30 / 100;
         let bar = format!("[{}{}]", "#".repeat(full), "-".repeat(30 - full));
@@ -266,6 +308,12 @@ fn render(view: &View) -> String {
             problem.replace('\n', "\r\n            ")
         ));
         lines.push(format!("  NEXT      {next}"));
+    }
+    if !view.question.is_empty() {
+        lines.push(String::new());
+        lines.push(format!("  TYPE      {}", view.question));
+        // What is typed stands behind it.
+        return format!("\x1b[2J\x1b[H\r\n{}\r\n\r\n  > ", lines.join("\r\n"));
     }
     format!("\x1b[2J\x1b[H\r\n{}\r\n", lines.join("\r\n"))
 }
@@ -341,7 +389,9 @@ mod tests {
         let view = View {
             code: Some("7QK2-M9XD".parse().unwrap()),
             machine: "serial LAB-0001, 2 CPUs, 2 GiB".into(),
+            findings: vec![format!("  NOTE      {}", "long ".repeat(30)); 9],
             step: Some((InstallStep::Waiting, 0)),
+            note: "and so on".into(),
             error: Some(("something".into(), "do this".into())),
             ..View::default()
         };
@@ -350,7 +400,7 @@ mod tests {
         for line in text.lines() {
             assert!(line.trim_end().len() <= 80, "{line}");
         }
-        assert!(text.contains("7QK2-M9XD"));
+        assert!(text.contains("7QK2-M9XD") && text.contains("NEXT      do this"));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub fn gather(root: &Path) -> MachineFacts {
             .map(|(_, model)| model.trim().to_owned())
             .unwrap_or_default(),
         cpus: u32::try_from(cpus.max(1)).unwrap_or(u32::MAX),
-        memory: memory(&text(&root.join("proc/meminfo"))),
+        memory: memory(&text(&root.join("proc/meminfo")), "MemTotal:"),
         disks: disks(root),
         nics: nics(root),
         firmware: if root.join("sys/firmware/efi").is_dir() {
@@ -40,6 +40,7 @@ pub fn gather(root: &Path) -> MachineFacts {
         },
         secure_boot: secure_boot(root),
         tpm: text(&root.join("sys/class/tpm/tpm0/tpm_version_major")) == "2",
+        findings: vec![],
     }
 }
 
@@ -66,10 +67,15 @@ fn serial(text: &str) -> String {
     text.to_owned()
 }
 
-fn memory(meminfo: &str) -> u64 {
+/// Returns how much memory a program may still take, in bytes.
+pub fn free_memory(root: &Path) -> u64 {
+    memory(&text(&root.join("proc/meminfo")), "MemAvailable:")
+}
+
+fn memory(meminfo: &str, name: &str) -> u64 {
     let kib = meminfo
         .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .find_map(|line| line.strip_prefix(name))
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
@@ -125,6 +131,7 @@ fn disks(root: &Path) -> Vec<DiskFacts> {
                 size: sectors * 512,
                 removable: text(&dir.join("removable")) == "1" || is_usb(dir),
                 content: content_of(&path),
+                health: None,
             }
         })
         .collect()
@@ -301,7 +308,9 @@ mod tests {
         assert_eq!(content_of(&path), DiskContent::Empty);
         disk.write_at(size - 512, b"x").unwrap();
         assert_eq!(content_of(&path), DiskContent::Foreign);
-        let layout = slots::Layout::plan(size, &model::Digest::of(b"seed")).unwrap();
+        let layout =
+            slots::Layout::plan(size, &model::Digest::of(b"seed"), model::Architecture::OURS)
+                .unwrap();
         slots::gpt::write(&mut disk, &layout).unwrap();
         assert_eq!(content_of(&path), DiskContent::Leapserv);
     }

@@ -13,6 +13,7 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 
 use super::console::Console;
 use super::facts;
+use super::hotplug;
 use super::install::PATH;
 
 /// Modules that the image wants to be loaded, one a line.
@@ -35,8 +36,6 @@ pub fn mount_all() -> Result<()> {
     ] {
         mount_one(kind, place, flags)?;
     }
-    // Not there on a machine that was not started by UEFI.
-    drop(mount_one("efivarfs", "/sys/firmware/efi/efivars", plain));
     // Only what matters may stand between our lines on a serial console.
     drop(fs::write("/proc/sys/kernel/printk", "3"));
     fs::create_dir_all("/run/leapserv").context("make /run/leapserv")
@@ -58,6 +57,18 @@ fn is_mounted(place: &str) -> bool {
     })
 }
 
+/// Mounts the firmware's variables, for which a module of the list has to be loaded first.
+/// They are not there on a machine that was not started by UEFI.
+pub fn mount_variables() {
+    let plain = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
+    if let Err(problem) = mount_one("efivarfs", "/sys/firmware/efi/efivars", plain) {
+        tracing::debug!(
+            problem = format!("{problem:#}"),
+            "no variables of the firmware"
+        );
+    }
+}
+
 /// Loads the drivers: those of the image's list, then what the hardware asks for.
 pub fn load_modules(console: &Console) {
     let listed = fs::read_to_string(MODULES).unwrap_or_default();
@@ -66,20 +77,15 @@ pub fn load_modules(console: &Console) {
         .map(str::trim)
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
         .collect();
-    modprobe(console, &listed);
-    // Buses show devices only after their drivers are there: so often for a
-    // disk behind a controller behind a bus, and less where nothing new appears.
-    let mut known = Vec::new();
-    for _ in 0..3 {
-        let now = aliases(Path::new("/sys/devices"));
-        let new: Vec<&str> = now
-            .iter()
-            .filter(|alias| !known.contains(*alias))
-            .map(String::as_str)
-            .collect();
-        modprobe(console, &new);
-        known = now;
+    // Buses show devices only after their drivers are there, and some take seconds.
+    let own = console.clone();
+    if let Err(problem) = hotplug::follow(move |aliases| modprobe(&own, aliases)) {
+        console.line(&format!("devices that appear later stay unseen: {problem}"));
     }
+    modprobe(console, &listed);
+    let there = aliases(Path::new("/sys/devices"));
+    let there: Vec<&str> = there.iter().map(String::as_str).collect();
+    modprobe(console, &there);
 }
 
 fn modprobe(console: &Console, names: &[&str]) {

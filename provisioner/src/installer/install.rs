@@ -17,9 +17,9 @@ use model::api::InstallStep;
 use model::release::{Artifact, ReleaseManifest, SEGMENT_SIZE, SegmentedImage};
 use model::{Digest, Verified};
 use rustix::fs::{Advice, fadvise};
-use slots::esp::{EspError, Fat, Incoming as _};
+use slots::esp::{Birth, EspContent, EspError, EspFile, Fat, Incoming as _};
 use slots::writer::{Content, Image, WriteError, Writer, fetch_ranges};
-use slots::{Disk, Part, Target as _, Window, esp, gpt};
+use slots::{Disk, Part, Target, Window, enrol, esp, gpt};
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
@@ -120,9 +120,10 @@ impl Progress {
 /// is placed last.
 pub fn apply(job: &Job) -> Result<()> {
     job.permit.recheck()?;
+    let birth = plan_esp(job)?;
     let mut steps = Steps::of(job);
     for action in &job.plan.actions {
-        act(job, &mut steps, action).with_context(|| action.to_string())?;
+        act(job, &birth, &mut steps, action).with_context(|| action.to_string())?;
     }
     Ok(())
 }
@@ -148,7 +149,53 @@ impl Steps {
     }
 }
 
-fn act(job: &Job, steps: &mut Steps, action: &Action) -> Result<()> {
+/// Plans the ESP with all that the actions will place on it.
+fn plan_esp(job: &Job) -> Result<Birth> {
+    let layout = &job.plan.layout;
+    let mut files = Vec::new();
+    let mut file = |path: &str, content| {
+        files.push(EspFile {
+            path: path.to_owned(),
+            content,
+        });
+    };
+    for action in &job.plan.actions {
+        match action {
+            Action::PlaceManifest { path } => {
+                file(path, EspContent::Bytes(job.manifest_bytes.to_vec()));
+            }
+            Action::PlaceFile { artifact, path } => {
+                file(path, EspContent::Release(artifact.clone()));
+            }
+            Action::PlaceLayer => {
+                if let Some(layer) = &job.layer {
+                    file(esp::LAYER_JSON, EspContent::Bytes(layer.document.to_vec()));
+                    file(esp::LAYER_RAW, EspContent::Bytes(layer.image.to_vec()));
+                }
+            }
+            Action::PlaceBootLoader { artifact } => {
+                let text = match job.manifest.secure_boot {
+                    Some(_) => enrol::loader_conf(),
+                    None => esp::LOADER_CONF_TEXT.to_owned(),
+                };
+                file(esp::LOADER_CONF, EspContent::Bytes(text.into_bytes()));
+                file(
+                    esp::boot_loader(job.manifest.architecture),
+                    EspContent::Release(artifact.clone()),
+                );
+            }
+            _ => {}
+        }
+    }
+    let volume = slots::compose::volume_id(layout);
+    Ok(Birth::plan(
+        layout.partition(Part::Esp).size,
+        volume,
+        files,
+    )?)
+}
+
+fn act(job: &Job, birth: &Birth, steps: &mut Steps, action: &Action) -> Result<()> {
     let Job { plan, permit, .. } = job;
     match action {
         Action::WriteTable => {
@@ -158,9 +205,7 @@ fn act(job: &Job, steps: &mut Steps, action: &Action) -> Result<()> {
         }
         Action::FormatEsp => {
             job.progress.step(InstallStep::Partition, 1, 2);
-            let volume = slots::compose::volume_id(&plan.layout);
-            Fat::format(open_part(job, Part::Esp)?, volume)?.finish()?;
-            Ok(())
+            Ok(birth.begin(&mut open_part(job, Part::Esp)?)?)
         }
         Action::WriteImage { content, part } => {
             let before = match content {
@@ -169,12 +214,9 @@ fn act(job: &Job, steps: &mut Steps, action: &Action) -> Result<()> {
             };
             write_image(job, *content, *part, before, steps.write)
         }
-        Action::PlaceManifest { path } => on_esp(job, |fat| {
-            fat.write(path, &job.manifest_bytes)?;
-            Ok(())
-        }),
+        Action::PlaceManifest { path } => place_bytes(job, birth, path),
         Action::PlaceFile { artifact, path } => {
-            place_file(job, artifact, path, |done| {
+            place_file(job, birth, artifact, path, |done| {
                 let done = steps.placed + done;
                 job.progress.step(InstallStep::Boot, done, steps.boot);
             })?;
@@ -182,25 +224,29 @@ fn act(job: &Job, steps: &mut Steps, action: &Action) -> Result<()> {
             Ok(())
         }
         Action::PlaceLayer => match &job.layer {
-            Some(layer) => on_esp(job, |fat| {
-                fat.write(esp::LAYER_JSON, &layer.document)?;
-                fat.write(esp::LAYER_RAW, &layer.image)?;
-                Ok(())
-            }),
+            Some(_) => {
+                place_bytes(job, birth, esp::LAYER_JSON)?;
+                place_bytes(job, birth, esp::LAYER_RAW)
+            }
             None => Ok(()),
         },
         Action::MakeData => make_data(job),
-        Action::ReadBack => read_back(job),
+        Action::ReadBack => read_back(job, birth),
         Action::PlaceBootLoader { artifact } => {
-            on_esp(job, |fat| {
-                fat.write(esp::LOADER_CONF, esp::LOADER_CONF_TEXT.as_bytes())?;
-                Ok(())
-            })?;
-            place_file(job, artifact, esp::BOOT_LOADER, |_| {})?;
+            place_bytes(job, birth, esp::LOADER_CONF)?;
+            place_file(
+                job,
+                birth,
+                artifact,
+                esp::boot_loader(job.manifest.architecture),
+                |_| {},
+            )?;
+            // The head of the file system: with it the disk starts.
+            birth.finish(&mut open_part(job, Part::Esp)?)?;
             let disk = drop_cache(permit.open()?)?;
             let partition = plan.layout.partition(Part::Esp);
             let fat = Fat::open(Window::new(disk, partition.start, partition.size))?;
-            expect_artifact(&fat, esp::BOOT_LOADER, artifact)?;
+            expect_artifact(&fat, esp::boot_loader(job.manifest.architecture), artifact)?;
             permit.open()?.flush().context("flush the disk")?;
             job.progress.step(InstallStep::Verify, 1, 1);
             Ok(())
@@ -214,12 +260,11 @@ fn open_part(job: &Job, part: Part) -> Result<Window<Disk>> {
     Ok(Window::new(disk, partition.start, partition.size))
 }
 
-/// Opens the ESP, changes it, and makes the change durable.
-fn on_esp(job: &Job, change: impl FnOnce(&Fat<Window<Disk>>) -> Result<()>) -> Result<()> {
-    let fat = Fat::open(open_part(job, Part::Esp)?)?;
-    change(&fat)?;
-    fat.finish()?;
-    Ok(())
+/// Places what was planned as bytes, durably.
+fn place_bytes(job: &Job, birth: &Birth, path: &str) -> Result<()> {
+    let mut esp = open_part(job, Part::Esp)?;
+    birth.place_bytes(path, &mut esp)?;
+    esp.flush().context("flush the ESP")
 }
 
 fn write_image(job: &Job, content: Content, part: Part, before: u64, total: u64) -> Result<()> {
@@ -246,6 +291,7 @@ fn write_image(job: &Job, content: Content, part: Part, before: u64, total: u64)
                     // Not written. What comes after it is fetched again too.
                     Err(problem @ WriteError::BadSegment { .. }) => {
                         altered += 1;
+                        job.link.distrust_shelf();
                         if altered > REFETCH {
                             return Err(problem.into());
                         }
@@ -262,13 +308,20 @@ fn write_image(job: &Job, content: Content, part: Part, before: u64, total: u64)
     Ok(())
 }
 
-fn place_file(job: &Job, artifact: &Artifact, path: &str, progress: impl Fn(u64)) -> Result<()> {
+fn place_file(
+    job: &Job,
+    birth: &Birth,
+    artifact: &Artifact,
+    path: &str,
+    progress: impl Fn(u64),
+) -> Result<()> {
     let mut tries = 0;
     loop {
         let version = job.plan.release;
         let mut pieces = job.link.stream(version, &artifact.path, 0, artifact.size);
-        let placed = on_esp(job, |fat| {
-            let mut file = fat.begin(path, artifact)?;
+        let mut place = || -> Result<()> {
+            let mut esp = open_part(job, Part::Esp)?;
+            let mut file = birth.place(path, &mut esp)?;
             let mut done = 0;
             while let Some(piece) = next(&mut pieces)? {
                 file.push(&piece)?;
@@ -276,11 +329,12 @@ fn place_file(job: &Job, artifact: &Artifact, path: &str, progress: impl Fn(u64)
                 progress(done);
             }
             file.finish()?;
-            Ok(())
-        });
-        match placed {
+            esp.flush().context("flush the ESP")
+        };
+        match place() {
             Err(problem) if tries < REFETCH && is_altered(&problem) => {
                 tries += 1;
+                job.link.distrust_shelf();
                 let console = &job.progress.console;
                 console.line(&format!("altered on the way, fetched again: {problem:#}"));
             }
@@ -363,7 +417,7 @@ fn seed_and_format(job: &Job, seed: &Path) -> Result<()> {
         .run()
 }
 
-fn read_back(job: &Job) -> Result<()> {
+fn read_back(job: &Job, birth: &Birth) -> Result<()> {
     let manifest = &job.manifest;
     let images = [
         (&manifest.root, Part::Root(job.plan.slot)),
@@ -379,7 +433,7 @@ fn read_back(job: &Job) -> Result<()> {
         })?;
         done += image.size;
     }
-    let fat = Fat::open(open_part(job, Part::Esp)?)?;
+    let fat = Fat::open(birth.preview(open_part(job, Part::Esp)?))?;
     for action in &job.plan.actions {
         match action {
             Action::PlaceFile { artifact, path } => expect_artifact(&fat, path, artifact)?,
@@ -443,7 +497,7 @@ fn verify_image(
     })
 }
 
-fn expect_artifact(fat: &Fat<Window<Disk>>, path: &str, artifact: &Artifact) -> Result<()> {
+fn expect_artifact<T: Target>(fat: &Fat<T>, path: &str, artifact: &Artifact) -> Result<()> {
     let found = Digest::of(&fat.read(path)?);
     if found != artifact.sha256 {
         bail!("ESP: {path}: does not read back as signed");

@@ -1,20 +1,26 @@
 //! The keys of a unit, made on its machine. The private halves are in memory
 //! until they are written to its own disk.
 
+use std::path::{Path, PathBuf};
+
 use age::secrecy::ExposeSecret as _;
 use anyhow::{Result, ensure};
-use model::api::Enrolment;
-use model::machine::DeviceKeys;
+use model::HexBytes;
+use model::api::{Credential, Enrolment};
+use model::machine::{DeviceKeys, TpmKeys};
 use model::ticket::BirthTicket;
 use tls::ca::DeviceRequest;
+use tpm::Tpm;
 use x509_parser::prelude::{FromDer as _, X509Certificate, parse_x509_pem};
 use zeroize::Zeroizing;
 
 /// Both keys of a machine.
 pub struct Keys {
     device: DeviceRequest,
-    age: age::x25519::Identity,
+    /// The file of the `age` identity: itself, or what the TPM has wrapped.
+    age: Zeroizing<String>,
     public: DeviceKeys,
+    tpm: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for Keys {
@@ -26,23 +32,70 @@ impl std::fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Makes new keys.
+    /// Makes new keys, whose private halves will be in a file.
     ///
     /// # Errors
     /// The system has no randomness.
     pub fn generate() -> Result<Self> {
         let device = tls::ca::device_request()?;
-        let age = age::x25519::Identity::generate();
+        let (age, recipient) = age_identity();
         let public = DeviceKeys {
             csr: device.csr.clone(),
             public_key: device.public_key,
-            recipient: age.to_public().to_string(),
+            recipient,
+            tpm: None,
         };
         Ok(Self {
             device,
             age,
             public,
+            tpm: None,
         })
+    }
+
+    /// Makes new keys that only this TPM can use: the device key in it, the `age`
+    /// identity wrapped by it.
+    ///
+    /// # Errors
+    /// There is no TPM, or it does not do it.
+    pub fn generate_in(device: &Path) -> Result<Self> {
+        let made = tls::device::request_in_tpm(device)?;
+        let (age, recipient) = age_identity();
+        let sealed = Tpm::open(device)?.seal(age.as_bytes())?;
+        let public = DeviceKeys {
+            csr: made.request.csr.clone(),
+            public_key: made.request.public_key,
+            recipient,
+            tpm: Some(TpmKeys {
+                endorsement_key: HexBytes(made.endorsement.key.as_bytes().to_vec()),
+                endorsement_certificate: made.endorsement.certificate.map(HexBytes),
+                device_key: HexBytes(made.public.as_bytes().to_vec()),
+            }),
+        };
+        Ok(Self {
+            device: made.request,
+            age: Zeroizing::new(sealed.to_pem()),
+            public,
+            tpm: Some(device.to_owned()),
+        })
+    }
+
+    /// Opens the credential that comes with a ticket: the proof that these keys are in
+    /// this machine's TPM.
+    ///
+    /// # Errors
+    /// It is for another TPM, or altered.
+    pub fn prove(&self, credential: Option<&Credential>) -> Result<Option<HexBytes>> {
+        let (Some(device), Some(credential)) = (&self.tpm, credential) else {
+            return Ok(None);
+        };
+        let key = tpm::Blob::from_pem(&self.device.key)?;
+        let wrapped = tpm::Credential {
+            blob: credential.blob.0.clone(),
+            secret: credential.secret.0.clone(),
+        };
+        let secret = Tpm::open(device)?.activate(&key, &wrapped)?;
+        Ok(Some(HexBytes(secret.to_vec())))
     }
 
     /// The public halves.
@@ -50,15 +103,22 @@ impl Keys {
         &self.public
     }
 
-    /// The device's private key (PKCS #8 PEM).
+    /// The file of the device's private key: PKCS #8 PEM, or one that only the TPM reads.
     pub fn device_key(&self) -> &str {
         &self.device.key
     }
 
     /// The `age` identity in the form of its file.
-    pub fn age_key(&self) -> Zeroizing<String> {
-        Zeroizing::new(format!("{}\n", self.age.to_string().expose_secret()))
+    pub fn age_key(&self) -> &Zeroizing<String> {
+        &self.age
     }
+}
+
+/// Makes an identity: the text of its file, and its recipient.
+fn age_identity() -> (Zeroizing<String>, String) {
+    let identity = age::x25519::Identity::generate();
+    let file = Zeroizing::new(format!("{}\n", identity.to_string().expose_secret()));
+    (file, identity.to_public().to_string())
 }
 
 /// Checks that papers are for these keys and for what the ticket says.

@@ -1,9 +1,11 @@
-//! The way to the factory: plain HTTP that may be lost at any moment.
+//! The way to the factory, or to the sky where there is none: HTTP that may be lost at
+//! any moment. Both speak the same calls.
 //!
 //! Calls are repeated with back-off, downloads go on where they stopped, and
 //! nothing waits for ever. What comes over it is believed by nobody here.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,14 +16,16 @@ use model::api::{
     Accepted, Announcement, ApiError, Enrolment, MachineView, Progress, Redemption, Verdict,
 };
 use model::machine::MachineCode;
+use model::pass::{PassCode, PassView, StickSettings};
 use model::{CustomerName, ReleaseVersion};
 use reqwest::StatusCode;
-use reqwest::header::{CONTENT_RANGE, DATE, RANGE, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, DATE, HeaderValue, RANGE, RETRY_AFTER};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use super::console::Console;
+use super::shelf::Shelf;
 
 /// Pieces of a download that are kept while the disk is busy.
 const AHEAD: usize = 256;
@@ -87,13 +91,13 @@ pub enum LinkError {
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The network.
-    #[error("the link to the factory failed")]
+    #[error("the link failed")]
     Network(#[source] reqwest::Error),
     /// Nothing came for too long.
     #[error("nothing came for {0} s")]
     Stalled(u64),
     /// The factory is busy or cannot reach what it needs.
-    #[error("the factory says: {0}")]
+    #[error("the answer is: {0}")]
     Busy(ApiError),
     /// An answer that makes no sense.
     #[error("the answer is not understood: {0}")]
@@ -114,6 +118,8 @@ pub struct Link {
     base: String,
     patience: Patience,
     console: Console,
+    /// What the stick brings along.
+    shelf: Option<Arc<Shelf>>,
 }
 
 impl Link {
@@ -137,10 +143,63 @@ impl Link {
             base: base.trim_end_matches('/').to_owned(),
             patience,
             console,
+            shelf: None,
         })
     }
 
-    /// Address of the factory.
+    /// A link to the sky, for an installer with a one-time code.
+    ///
+    /// # Errors
+    /// The settings on the stick do not make a client.
+    pub fn to_sky(
+        settings: &StickSettings,
+        pass: &PassCode,
+        patience: Patience,
+        console: Console,
+    ) -> anyhow::Result<Self> {
+        let mut token = HeaderValue::try_from(format!("Bearer {}", pass.as_str()))?;
+        token.set_sensitive(true);
+        let client = tls::client::builder(&settings.ca)?
+            .default_headers([(AUTHORIZATION, token)].into_iter().collect())
+            .read_timeout(patience.stall.max(POLL + Duration::from_secs(15)))
+            .tcp_nodelay(true)
+            .build()?;
+        Ok(Self {
+            client,
+            base: settings.sky.trim_end_matches('/').to_owned(),
+            patience,
+            console,
+            shelf: None,
+        })
+    }
+
+    /// The same link, with a release at hand that does not have to be fetched.
+    #[must_use]
+    pub fn with_shelf(self, shelf: Shelf) -> Self {
+        Self {
+            shelf: Some(Arc::new(shelf)),
+            ..self
+        }
+    }
+
+    /// Takes note that something arrived altered: from now on everything is fetched.
+    pub fn distrust_shelf(&self) {
+        if let Some(shelf) = &self.shelf {
+            shelf.distrust();
+        }
+    }
+
+    /// What our one-time code is for. Only the sky knows.
+    ///
+    /// # Errors
+    /// [`LinkError`]; unauthorized for a code that does not count.
+    pub async fn pass(&self) -> Result<PassView, LinkError> {
+        let limit = self.patience.stall;
+        let request = || self.client.get(self.url("/v1/pass")).timeout(limit);
+        self.insist("show the one-time code", request).await
+    }
+
+    /// Address of the factory or the sky.
     pub fn base(&self) -> &str {
         &self.base
     }
@@ -257,6 +316,8 @@ impl Link {
             link: self.clone(),
             what: format!("fetch {path}"),
             url: self.url(&format!("/v1/releases/{version}/{path}")),
+            version,
+            path: path.to_owned(),
             next: offset,
             end: offset + length,
             send,
@@ -451,6 +512,8 @@ struct Download {
     link: Link,
     what: String,
     url: String,
+    version: ReleaseVersion,
+    path: String,
     next: u64,
     end: u64,
     send: mpsc::Sender<Result<Bytes, LinkError>>,
@@ -459,6 +522,9 @@ struct Download {
 impl Download {
     async fn run(mut self) {
         let (link, what) = (self.link.clone(), self.what.clone());
+        if let Some(shelf) = link.shelf.clone() {
+            self.take_from_shelf(shelf).await;
+        }
         let mut tries = Tries::new(&link, &what);
         while self.next < self.end {
             let before = self.next;
@@ -483,6 +549,18 @@ impl Download {
             drop(self.send.send(Err(error)).await);
             return;
         }
+    }
+
+    /// Takes what the stick has; the network goes on behind it.
+    async fn take_from_shelf(&mut self, shelf: Arc<Shelf>) {
+        let (version, path, send) = (self.version, self.path.clone(), self.send.clone());
+        let range = (self.next, self.end);
+        let read = tokio::task::spawn_blocking(move || {
+            shelf.read(version, &path, range, |piece| {
+                send.blocking_send(Ok(piece)).is_ok()
+            })
+        });
+        self.next = read.await.unwrap_or(self.next);
     }
 
     async fn once(&mut self) -> Tried<Taken> {

@@ -4,6 +4,12 @@ pub mod facts;
 
 pub mod keys;
 
+pub mod health;
+
+pub mod preflight;
+
+pub mod memory;
+
 pub mod permit;
 
 pub mod plan;
@@ -18,6 +24,18 @@ pub mod birth;
 
 pub mod network;
 
+pub mod stick;
+
+pub mod shelf;
+
+pub mod keyboard;
+
+pub mod visit;
+
+pub mod boot_next;
+
 pub mod init;
+
+pub mod hotplug;
 
 pub mod cli;

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use edge::runner::Tool;
+use jiff::Timestamp;
+use model::pass::StickSettings;
 use serde::{Deserialize, Serialize};
 
 use tokio::net::UdpSocket;
@@ -31,6 +33,10 @@ const FACTORY: Duration = Duration::from_secs(300);
 const FACTORY_PORT: u16 = 8080;
 /// How long to wait for the answer to [`WHO_IS_FACTORY`].
 const ANSWER: Duration = Duration::from_millis(500);
+/// How long one try to reach the sky may take.
+const SKY_ANSWER: Duration = Duration::from_secs(10);
+/// Where the C library finds the name servers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Kernel parameter that names the factory.
 const PARAMETER: &str = "leapserv.factory=";
 
@@ -47,6 +53,9 @@ pub struct Lease {
     pub next_server: Option<Ipv4Addr>,
     /// The DHCP server.
     pub server: Option<Ipv4Addr>,
+    /// Who knows names.
+    #[serde(default)]
+    pub name_servers: Vec<Ipv4Addr>,
 }
 
 impl Lease {
@@ -75,6 +84,13 @@ impl Lease {
             router: address("router"),
             next_server: address("siaddr"),
             server: address("serverid"),
+            name_servers: environment
+                .get("dns")
+                .map(|text| text.split_whitespace())
+                .into_iter()
+                .flatten()
+                .filter_map(|word| word.parse().ok())
+                .collect(),
         })
     }
 
@@ -221,6 +237,49 @@ pub async fn find_factory(
     }
 }
 
+/// Finds the sky that a stick names, over whatever port reaches it, and returns its time.
+///
+/// # Errors
+/// There is no port, or the sky does not answer for minutes.
+pub async fn find_sky(
+    console: &Console,
+    settings: &StickSettings,
+    clients: &mut Clients,
+) -> Result<Timestamp> {
+    std::fs::create_dir_all(LEASES).context("make the folder of leases")?;
+    let began = Instant::now();
+    let mut problem = "no address by DHCP".to_owned();
+    loop {
+        clients.start_new(console)?;
+        if clients.0.is_empty() && began.elapsed() > PORTS {
+            bail!("network: no Ethernet port found; is its driver in the installer?");
+        }
+        let leases = leases();
+        if !leases.is_empty() {
+            std::fs::write(RESOLV_CONF, resolv_conf(&leases)).context("name the name servers")?;
+            match tls::time::told_by(&settings.sky, &settings.ca, SKY_ANSWER).await {
+                Ok(time) => return Ok(time),
+                Err(error) => problem = format!("{error:#}"),
+            }
+            console.line(&format!("sky does not answer: {problem}"));
+        }
+        if began.elapsed() > FACTORY {
+            bail!("network: the sky is not reached: {problem}; are cable and router well?");
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// The resolver's file (resolv.conf(5)): at most three servers count.
+fn resolv_conf(leases: &[Lease]) -> String {
+    let mut servers: Vec<_> = leases.iter().flat_map(|it| &it.name_servers).collect();
+    servers.dedup();
+    let lines = servers
+        .iter()
+        .map(|server| format!("nameserver {server}\n"));
+    lines.take(3).collect()
+}
+
 /// Asks everybody on a network whether they are a factory. Who answers is only
 /// a candidate.
 async fn ask_around(lease: &Lease) -> Option<String> {
@@ -273,8 +332,11 @@ mod tests {
             ("router", "10.77.0.1 10.77.0.2"),
             ("siaddr", "10.77.0.9"),
             ("serverid", "10.77.0.1"),
+            ("dns", "10.77.0.1 9.9.9.9"),
         ]))
         .unwrap();
+        let servers = "nameserver 10.77.0.1\nnameserver 9.9.9.9\n";
+        assert_eq!(resolv_conf(std::slice::from_ref(&lease)), servers);
         assert_eq!(lease.router, Some(Ipv4Addr::new(10, 77, 0, 1)));
         assert_eq!(
             lease.factories(),

@@ -6,14 +6,14 @@ use std::fmt;
 use model::machine::{DiskFacts, MachineFacts};
 use model::release::{Artifact, ReleaseManifest};
 use model::ticket::BirthTicket;
-use model::{Digest, ReleaseVersion};
+use model::{Architecture, Digest, ReleaseVersion};
 use slots::esp::{self, Entry};
 use slots::layout::LayoutError;
 use slots::writer::Content;
-use slots::{Layout, Part, Slot};
+use slots::{Layout, Part, Slot, enrol};
 
-/// The architecture of this installer, in Debian's word.
-pub const ARCHITECTURE: &str = "amd64";
+/// The architecture of this installer.
+pub const ARCHITECTURE: Architecture = Architecture::OURS;
 /// The least memory of a unit, in bytes. The firmware keeps some of a GiB.
 pub const MIN_MEMORY: u64 = 700 << 20;
 
@@ -88,7 +88,7 @@ pub enum PlanRefusal {
         /// The release.
         release: ReleaseVersion,
         /// What it is for.
-        found: String,
+        found: Architecture,
     },
     /// The machine was not started by UEFI.
     #[error("firmware: this machine was started by {0}, expected uefi")]
@@ -152,7 +152,7 @@ pub fn plan(
     if manifest.architecture != ARCHITECTURE {
         return Err(PlanRefusal::Architecture {
             release,
-            found: manifest.architecture.clone(),
+            found: manifest.architecture,
         });
     }
     if facts.firmware != "uefi" {
@@ -165,7 +165,8 @@ pub fn plan(
     }
     // The ticket's number is random and used once, so these GUIDs are no other disk's.
     let seed = Digest::of(format!("{}\n{}\n", ticket.id, disk.serial).as_bytes());
-    let mut layout = Layout::plan(disk.size, &seed).map_err(|source| PlanRefusal::Disk {
+    let layout = Layout::plan(disk.size, &seed, manifest.architecture);
+    let mut layout = layout.map_err(|source| PlanRefusal::Disk {
         path: disk.path.clone(),
         source,
     })?;
@@ -207,6 +208,15 @@ pub fn plan(
         artifact: manifest.uki.clone(),
         path: Entry::new(release, manifest.tries).path(),
     });
+    if let Some(keys) = &manifest.secure_boot {
+        actions.extend(
+            keys.variables()
+                .map(|(variable, artifact)| Action::PlaceFile {
+                    artifact: artifact.clone(),
+                    path: enrol::key(variable),
+                }),
+        );
+    }
     actions.push(Action::MakeData);
     actions.push(Action::ReadBack);
     actions.push(Action::PlaceBootLoader {
@@ -243,7 +253,7 @@ mod tests {
     use jiff::Timestamp;
     use model::Incarnation;
     use model::machine::DiskContent;
-    use model::release::{Component, SegmentedImage};
+    use model::release::{Component, SecureBootKeys, SegmentedImage};
     use model::ticket::{ForeignData, TicketDisk};
 
     fn artifact(path: &str) -> Artifact {
@@ -266,7 +276,8 @@ mod tests {
     fn manifest() -> ReleaseManifest {
         ReleaseManifest {
             version: "2026.11.1".parse().unwrap(),
-            architecture: "amd64".into(),
+            revision: 0,
+            architecture: model::Architecture::Amd64,
             root_hash: Digest::of(b"root"),
             root: image("root.zst"),
             verity: image("verity.zst"),
@@ -277,8 +288,11 @@ mod tests {
                 name: "backup".into(),
                 version: "1".into(),
                 image: artifact("leap-backup.raw"),
+                verity: None,
             }],
+            documents: Vec::new(),
             tries: 3,
+            secure_boot: None,
         }
     }
 
@@ -297,11 +311,13 @@ mod tests {
                 size: 12 << 30,
                 removable: false,
                 content: DiskContent::Empty,
+                health: None,
             }],
             nics: vec![],
             firmware: "uefi".into(),
             secure_boot: false,
             tpm: false,
+            findings: vec![],
         }
     }
 
@@ -359,6 +375,30 @@ mod tests {
     }
 
     #[test]
+    fn secure_boot_keys_are_placed_before_the_disk_starts() {
+        let facts = facts();
+        let mut manifest = manifest();
+        manifest.secure_boot = Some(SecureBootKeys {
+            pk: artifact("keys/PK.auth"),
+            kek: artifact("keys/KEK.auth"),
+            db: artifact("keys/db.auth"),
+        });
+        let plan = plan(&facts, &facts.disks[0], &ticket(), &manifest).unwrap();
+        let text: Vec<String> = plan.actions.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            text[8..],
+            [
+                "place keys/PK.auth at loader/keys/auto/PK.auth",
+                "place keys/KEK.auth at loader/keys/auto/KEK.auth",
+                "place keys/db.auth at loader/keys/auto/db.auth",
+                "make the data partition with the identity",
+                "read everything back",
+                "place the boot loader",
+            ]
+        );
+    }
+
+    #[test]
     fn the_same_input_gives_the_same_plan_and_another_ticket_other_guids() {
         let facts = facts();
         let disk = &facts.disks[0];
@@ -379,7 +419,7 @@ mod tests {
             ),
             (
                 "this machine is",
-                refusal(|_, m| m.architecture = "arm64".into()),
+                refusal(|_, m| m.architecture = model::Architecture::Arm64),
             ),
             ("expected uefi", refusal(|f, _| f.firmware = "bios".into())),
             ("memory", refusal(|f, _| f.memory = 1 << 20)),

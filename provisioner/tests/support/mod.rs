@@ -23,21 +23,23 @@ use axum::{Json, Router};
 use edge::runner::Tool;
 use jiff::{SignedDuration, Timestamp};
 use model::api::{
-    Accepted, Announcement, ApiError, Enrolment, InstallStep, MachineState, MachineView, Progress,
-    Redemption, Verdict,
+    Accepted, Announcement, ApiError, Credential, Enrolment, InstallStep, MachineState,
+    MachineView, Progress, Redemption, Verdict,
 };
-use model::machine::{MachineCode, MachineFacts, NicFacts};
+use model::machine::{MachineCode, MachineFacts, NicFacts, TpmKeys};
 use model::release::{
-    Artifact, ChannelPointer, Component, CustomerLayer, ReleaseManifest, SEGMENT_SIZE, Segment,
-    SegmentedImage,
+    Artifact, ChannelPointer, Component, CustomerLayer, ReleaseManifest, SEGMENT_SIZE,
+    SecureBootKeys, Segment, SegmentedImage,
 };
 use model::ticket::{BirthTicket, ForeignData, TicketDisk};
 use model::trust::RoleKeys;
 use model::{
-    DeviceIdentity, Digest, Incarnation, MacAddr, Role, Signed, Signer, TrustRoot, UnitName,
+    DeviceIdentity, Digest, HexBytes, Incarnation, MacAddr, Role, Signed, Signer, TrustRoot,
+    UnitName,
 };
 use provisioner::factory::cache::Cache;
 use provisioner::factory::config;
+use provisioner::factory::disks::DiskShelf;
 use provisioner::factory::ledger::Ledger;
 use provisioner::factory::routes::{self, Factory};
 use provisioner::factory::sky::SkyClient;
@@ -150,7 +152,8 @@ impl Release {
         let (verity_image, verity_stored) = segmented("verity.zst", &verity);
         let manifest = ReleaseManifest {
             version: "2026.11.1".parse().unwrap(),
-            architecture: "amd64".into(),
+            revision: 0,
+            architecture: model::Architecture::Amd64,
             root_hash: Digest::of(&root),
             root: root_image,
             verity: verity_image,
@@ -161,8 +164,15 @@ impl Release {
                 name: "backup".into(),
                 version: "1".into(),
                 image: artifact("leap-backup.raw", &component),
+                verity: None,
             }],
+            documents: Vec::new(),
             tries: 3,
+            secure_boot: Some(SecureBootKeys {
+                pk: artifact("keys/PK.auth", b"PK"),
+                kek: artifact("keys/KEK.auth", b"KEK"),
+                db: artifact("keys/db.auth", b"db"),
+            }),
         };
         let manifest_bytes = serde_json::to_vec(&signers.targets.sign(&manifest)).unwrap();
         let files = [
@@ -173,6 +183,9 @@ impl Release {
             ("systemd-bootx64.efi", &boot_loader),
             ("installer.efi", &installer),
             ("leap-backup.raw", &component),
+            ("keys/PK.auth", &b"PK".to_vec()),
+            ("keys/KEK.auth", &b"KEK".to_vec()),
+            ("keys/db.auth", &b"db".to_vec()),
         ];
         let files = files.map(|(path, bytes)| (path.to_owned(), bytes.clone()));
         Self {
@@ -330,6 +343,7 @@ async fn sky_announce(State(sky): SharedSky, Json(body): Json<Announcement>) -> 
             keys: body.keys,
             state: MachineState::Held,
             unit: None,
+            pass: None,
             progress: None,
             first_seen: now,
             last_seen: now,
@@ -341,15 +355,31 @@ async fn sky_announce(State(sky): SharedSky, Json(body): Json<Announcement>) -> 
     Json(machine.view.clone())
 }
 
+/// What a machine with a TPM has to open.
+const PROOF: [u8; 32] = [7; 32];
+
+fn challenge(keys: &TpmKeys) -> Credential {
+    let area = |bytes: &HexBytes| tpm::Public::parse(&bytes.0).unwrap();
+    let (endorsement, key) = (area(&keys.endorsement_key), area(&keys.device_key));
+    let wrapped = tpm::credential::wrap(&PROOF, &endorsement, &key).unwrap();
+    Credential {
+        blob: HexBytes(wrapped.blob),
+        secret: HexBytes(wrapped.secret),
+    }
+}
+
 async fn sky_verdict(State(sky): SharedSky, UrlPath(code): UrlPath<MachineCode>) -> Json<Verdict> {
     let look = || {
         let machines = sky.machines.lock().unwrap();
-        machines[&code].ticket.clone()
+        let machine = &machines[&code];
+        let ticket = machine.ticket.clone();
+        ticket.map(|ticket| (ticket, machine.view.keys.clone()))
     };
     for _ in 0..2 {
         let changed = sky.changed.notified();
-        if let Some(ticket) = look() {
-            return Json(Verdict::Install { ticket });
+        if let Some((ticket, keys)) = look() {
+            let credential = keys.tpm.map(|tpm| challenge(&tpm));
+            return Json(Verdict::Install { ticket, credential });
         }
         drop(tokio::time::timeout(Duration::from_secs(1), changed).await);
     }
@@ -369,6 +399,10 @@ async fn sky_redeem(
             "refused",
             "ticket is not for this machine",
         );
+    }
+    let proof = body.keys.tpm.as_ref().map(|_| HexBytes(PROOF.to_vec()));
+    if body.proof != proof {
+        return refuse(StatusCode::FORBIDDEN, "refused", "not proven");
     }
     machine.redeemed = true;
     machine.view.state = MachineState::Installing;
@@ -412,6 +446,7 @@ async fn sky_channel(State(sky): SharedSky) -> Json<Signed<ChannelPointer>> {
         channel: "stable".into(),
         version: 1,
         release: sky.release.manifest.version,
+        revision: 0,
         manifest: Digest::of(&sky.release.manifest_bytes),
         expires: edge::clock::now() + SignedDuration::from_hours(24),
     }))
@@ -447,6 +482,7 @@ async fn sky_layer(State(sky): SharedSky) -> Json<Signed<CustomerLayer>> {
     Json(sky.signers.operator.sign(&CustomerLayer {
         customer: "motivatit".parse().unwrap(),
         version: 1,
+        components: None,
         image: artifact("layer.raw", &sky.release.layer),
     }))
 }
@@ -653,6 +689,23 @@ impl Bench {
         &self.factory.ledger
     }
 
+    /// The page of metrics, from an address of its own: the bench's has none.
+    pub async fn metrics(&self) -> String {
+        let bench = self.base.strip_prefix("http://").unwrap();
+        let refused = ask_page(bench.parse().unwrap(), "/metrics").await;
+        assert!(refused.starts_with("HTTP/1.1 404"), "{refused}");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = routes::metrics_router(Arc::clone(&self.factory));
+        let server = tokio::spawn(async { axum::serve(listener, service).await.unwrap() });
+        let answer = ask_page(address, "/metrics").await;
+        server.abort();
+        let (head, page) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        assert!(head.contains(edge::metrics::CONTENT_TYPE), "{head}");
+        page.to_owned()
+    }
+
     pub fn story(&self) -> Story {
         self.factory.bench.story(MAC)
     }
@@ -784,6 +837,7 @@ async fn start_factory(
         trust: trust.clone(),
         clock,
         announcements: routes::Announcements::default(),
+        disks: DiskShelf::default(),
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -802,6 +856,17 @@ async fn start_factory(
     (factory, server, base)
 }
 
+/// Asks for a page, head and all.
+async fn ask_page(address: SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let question = format!("GET {path} HTTP/1.1\r\nhost: factory\r\nconnection: close\r\n\r\n");
+    stream.write_all(question.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
 fn write_facts(dir: &Path) {
     let facts = MachineFacts {
         serial: "LAB-0001".into(),
@@ -817,6 +882,7 @@ fn write_facts(dir: &Path) {
             size: 0,
             removable: false,
             content: model::machine::DiskContent::Empty,
+            health: None,
         }],
         nics: vec![NicFacts {
             name: "eth0".into(),
@@ -826,6 +892,7 @@ fn write_facts(dir: &Path) {
         firmware: "uefi".into(),
         secure_boot: false,
         tpm: false,
+        findings: vec![],
     };
     let text = serde_json::to_vec(&facts).unwrap();
     std::fs::write(dir.join("facts.json"), text).unwrap();

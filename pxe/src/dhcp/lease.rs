@@ -55,6 +55,26 @@ pub struct Pool {
     pub range: RangeInclusive<Ipv4Addr>,
     /// Addresses for one machine alone, inside the range or not.
     pub reservations: BTreeMap<MacAddr, Ipv4Addr>,
+    /// Addresses for whichever machine is plugged in at one place.
+    pub places: BTreeSet<Ipv4Addr>,
+    /// Length of a lease.
+    pub lease: Duration,
+}
+
+/// Who wants an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client {
+    /// Its hardware address.
+    pub mac: MacAddr,
+    /// The address of the place where it is plugged in, if a relay told a place
+    /// that has one. A reservation for the machine itself comes first.
+    pub place: Option<Ipv4Addr>,
+}
+
+impl From<MacAddr> for Client {
+    fn from(mac: MacAddr) -> Self {
+        Self { mac, place: None }
+    }
 }
 
 /// Why a machine cannot have an address.
@@ -100,7 +120,12 @@ impl LeaseTable {
         let pools = pools
             .into_iter()
             .map(|pool| PoolState {
-                reserved: pool.reservations.values().copied().collect(),
+                reserved: pool
+                    .reservations
+                    .values()
+                    .chain(&pool.places)
+                    .copied()
+                    .collect(),
                 fresh: u32::from(*pool.range.start()),
                 by_end: BTreeSet::new(),
                 pool,
@@ -128,14 +153,29 @@ impl LeaseTable {
         records
     }
 
+    /// Returns the last user of each address.
+    pub fn users(&self) -> impl Iterator<Item = (Ipv4Addr, MacAddr)> {
+        self.by_mac.iter().map(|(mac, address)| (*address, *mac))
+    }
+
     /// Returns the address that a machine has or had last.
     #[must_use]
     pub fn address_of(&self, mac: MacAddr) -> Option<Ipv4Addr> {
         self.by_mac.get(&mac).copied()
     }
 
+    /// Tells whether a machine has an address now, by lease or by offer.
+    #[must_use]
+    pub fn has(&self, mac: MacAddr, address: Ipv4Addr, now: Timestamp) -> bool {
+        self.owned(mac, address).is_some()
+            && self
+                .leases
+                .get(&address)
+                .is_some_and(|lease| lease.until > now.as_second())
+    }
+
     /// Chooses an address for a machine and keeps it for a minute: the reserved
-    /// one, else the one it had, else the one it wants, else one that was never
+    /// one, else that of its place, else the one it had, else the one it wants, else one that was never
     /// used, else the one that is unused longest.
     ///
     /// # Errors
@@ -143,17 +183,18 @@ impl LeaseTable {
     pub fn offer(
         &mut self,
         pool: usize,
-        mac: MacAddr,
+        client: impl Into<Client>,
         wanted: Option<Ipv4Addr>,
         now: Timestamp,
     ) -> Result<Ipv4Addr, Unavailable> {
-        let second = now.as_second();
-        let reserved = self.pools[pool].pool.reservations.get(&mac).copied();
-        let candidates = [reserved, self.address_of(mac), wanted];
+        let client = client.into();
+        let (second, mac) = (now.as_second(), client.mac);
+        let own = self.pools[pool].own(client);
+        let candidates = [own, self.address_of(mac), wanted];
         let known = candidates
             .into_iter()
             .flatten()
-            .find(|a| self.usable(pool, mac, *a, now).is_ok());
+            .find(|a| self.usable(pool, client, *a, now).is_ok());
         let address = match known {
             Some(address) => address,
             None => self.pools[pool]
@@ -163,7 +204,8 @@ impl LeaseTable {
         // A running lease of the same machine is longer than the hold, and
         // stays: the machine may not take this offer.
         let running = self.leases.get(&address).is_some_and(|lease| {
-            lease.mac == mac && lease.state == LeaseState::Bound && lease.until > second
+            let runs = self.pools[pool].runs(lease.until, second);
+            lease.mac == mac && lease.state == LeaseState::Bound && runs
         });
         if !running {
             let until = end(now, OFFER_HOLD);
@@ -184,15 +226,30 @@ impl LeaseTable {
     pub fn bind(
         &mut self,
         pool: usize,
-        mac: MacAddr,
+        client: impl Into<Client>,
         address: Ipv4Addr,
         duration: Duration,
         now: Timestamp,
     ) -> Result<LeaseRecord, Unavailable> {
-        self.usable(pool, mac, address, now)?;
+        let client = client.into();
+        self.usable(pool, client, address, now)?;
+        // Whose lease ran out may use the address all the same, and so may a stranger:
+        // our clock may have jumped. Another machine has it only by an offer, before
+        // which the link was asked; one that comes with it from elsewhere is sent to
+        // ask for one.
+        if let Some(lease) = self.leases.get(&address)
+            && client.place != Some(address)
+            && match lease.state {
+                LeaseState::Declined => true,
+                LeaseState::Bound => lease.mac != client.mac,
+                LeaseState::Offered | LeaseState::Released => false,
+            }
+        {
+            return Err(Unavailable::Taken(address, lease.mac));
+        }
         let record = LeaseRecord {
             address,
-            mac,
+            mac: client.mac,
             state: LeaseState::Bound,
             until: end(now, duration),
         };
@@ -264,31 +321,46 @@ impl LeaseTable {
     fn usable(
         &self,
         pool: usize,
-        mac: MacAddr,
+        client: Client,
         address: Ipv4Addr,
         now: Timestamp,
     ) -> Result<(), Unavailable> {
-        let state = &self.pools[pool];
+        let (state, mac) = (&self.pools[pool], client.mac);
+        let own = state.own(client);
+        let runs = |lease: &LeaseRecord| state.runs(lease.until, now.as_second());
         let blocked = |lease: &LeaseRecord| {
-            lease.until > now.as_second()
-                && (lease.mac != mac || lease.state == LeaseState::Declined)
-                && lease.state != LeaseState::Released
+            // Whoever is plugged in at a place now has its address; the machine
+            // that was there before is not.
+            let successor = client.place == Some(lease.address) && own == client.place;
+            runs(lease)
+                && match lease.state {
+                    LeaseState::Declined => true,
+                    LeaseState::Released => false,
+                    LeaseState::Offered | LeaseState::Bound => lease.mac != mac && !successor,
+                }
         };
         if let Some(lease) = self.leases.get(&address)
             && blocked(lease)
         {
             return Err(Unavailable::Taken(address, lease.mac));
         }
-        if let Some(own) = state.pool.reservations.get(&mac) {
+        if let Some(own) = own {
             // A declined reservation falls back to the pool rather than to nothing.
-            let lost = self.leases.get(own).is_some_and(blocked);
+            let lost = self.leases.get(&own).is_some_and(blocked);
             return match address {
-                address if address == *own => Ok(()),
+                address if address == own => Ok(()),
                 address if lost && state.in_range(address) => Ok(()),
-                address => Err(Unavailable::Reserved(address, *own)),
+                address => Err(Unavailable::Reserved(address, own)),
             };
         }
-        if state.in_range(address) {
+        // A renewal goes round the relay, so nobody tells its place.
+        let renews = self
+            .leases
+            .get(&address)
+            .is_some_and(|lease| lease.mac == mac && lease.state == LeaseState::Bound);
+        if state.in_range(address)
+            || (renews && client.place.is_none() && state.pool.places.contains(&address))
+        {
             Ok(())
         } else {
             Err(Unavailable::Foreign(address))
@@ -316,6 +388,12 @@ impl LeaseTable {
 }
 
 impl PoolState {
+    /// The one address that a client is to have.
+    fn own(&self, client: Client) -> Option<Ipv4Addr> {
+        let reserved = self.pool.reservations.get(&client.mac).copied();
+        reserved.or(client.place)
+    }
+
     fn in_range(&self, address: Ipv4Addr) -> bool {
         self.pool.range.contains(&address) && !self.reserved.contains(&address)
     }
@@ -333,8 +411,19 @@ impl PoolState {
             }
             self.fresh = self.fresh.checked_add(1)?;
         }
-        let (until, address) = *self.by_end.first()?;
-        (until <= second).then_some(address)
+        let ends = [self.by_end.first(), self.by_end.last()];
+        let mut ends = ends.into_iter().flatten();
+        ends.find(|(until, _)| !self.runs(*until, second))
+            .map(|(_, address)| *address)
+    }
+
+    /// Tells whether a use that ends at `until` runs. One that ends later than any
+    /// that begins now was noted while our clock stood ahead, for days or years: it
+    /// does not keep the address, whose user is asked for on the link.
+    fn runs(&self, until: i64, second: i64) -> bool {
+        let longest = self.pool.lease.max(DECLINE_HOLD).as_secs();
+        let latest = second.saturating_add_unsigned(longest.saturating_mul(2));
+        until > second && until <= latest
     }
 }
 
@@ -396,20 +485,11 @@ impl FileStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        let mut live = HashMap::new();
-        for line in text
-            .split(|byte| *byte == b'\n')
-            .filter(|line| !line.is_empty())
-        {
-            match decode(line) {
-                Some(record) => {
-                    live.insert(record.address, record);
-                }
-                None => {
-                    tracing::warn!(path = %path.display(), "damaged line in lease journal ignored")
-                }
-            }
+        let (records, damaged) = read_journal(&text);
+        if damaged > 0 {
+            tracing::warn!(path = %path.display(), damaged, "damaged lines in lease journal ignored");
         }
+        let live: HashMap<_, _> = records.into_iter().collect();
         // Rewriting drops a torn tail, onto which the next line would be glued.
         let file = rewrite(&path, &live)?;
         let lines = live.len();
@@ -431,10 +511,7 @@ impl LeaseStore for FileStore {
         if records.is_empty() {
             return Ok(());
         }
-        let mut text = String::with_capacity(records.len() * 80);
-        for record in records {
-            encode(record, &mut text);
-        }
+        let text = write_journal(records);
         self.file.write_all(text.as_bytes())?;
         self.file.sync_data()?;
         self.lines += records.len();
@@ -449,13 +526,38 @@ impl LeaseStore for FileStore {
     }
 }
 
-fn rewrite(path: &Path, live: &HashMap<Ipv4Addr, LeaseRecord>) -> io::Result<File> {
-    let mut text = String::with_capacity(live.len() * 80);
-    let mut records: Vec<_> = live.values().collect();
-    records.sort_by_key(|record| record.address);
+/// Returns the lines of a journal for records.
+#[must_use]
+pub fn write_journal(records: &[LeaseRecord]) -> String {
+    let mut text = String::with_capacity(records.len() * 80);
     for record in records {
         encode(record, &mut text);
     }
+    text
+}
+
+/// Returns the last record of each address in a journal, and how many lines of it
+/// are damaged: a power cut tears the last one, a failing disk any.
+#[must_use]
+pub fn read_journal(text: &[u8]) -> (BTreeMap<Ipv4Addr, LeaseRecord>, usize) {
+    let mut live = BTreeMap::new();
+    let mut damaged = 0;
+    let lines = text.split(|byte| *byte == b'\n');
+    for line in lines.filter(|line| !line.is_empty()) {
+        match decode(line) {
+            Some(record) => {
+                live.insert(record.address, record);
+            }
+            None => damaged += 1,
+        }
+    }
+    (live, damaged)
+}
+
+fn rewrite(path: &Path, live: &HashMap<Ipv4Addr, LeaseRecord>) -> io::Result<File> {
+    let mut records: Vec<_> = live.values().copied().collect();
+    records.sort_by_key(|record| record.address);
+    let text = write_journal(&records);
     let next = path.with_extension("new");
     let mut file = OpenOptions::new()
         .write(true)
@@ -552,9 +654,45 @@ mod tests {
             vec![Pool {
                 range: ip(first)..=ip(last),
                 reservations,
+                places: BTreeSet::from([ip(90)]),
+                lease: HOUR,
             }],
             [],
         )
+    }
+
+    #[test]
+    fn an_expired_lease_is_another_machines_only_by_an_offer() {
+        let mut table = table(10, 10, &[]);
+        table.bind(0, mac(1), ip(10), HOUR, at(0)).unwrap();
+        let taken = Err(Unavailable::Taken(ip(10), mac(1)));
+        assert_eq!(table.bind(0, mac(2), ip(10), HOUR, at(9_000)), taken);
+        assert_eq!(table.offer(0, mac(2), None, at(9_000)), Ok(ip(10)));
+        assert!(table.bind(0, mac(2), ip(10), HOUR, at(9_001)).is_ok());
+        table.release(mac(2), ip(10), at(9_002));
+        assert!(table.bind(0, mac(3), ip(10), HOUR, at(9_003)).is_ok());
+        table.decline(mac(3), ip(10), at(9_004)).unwrap();
+        let later = at(9_004 + 3_601);
+        assert!(table.bind(0, mac(3), ip(10), HOUR, later).is_err());
+        assert_eq!(table.offer(0, mac(3), None, later), Ok(ip(10)));
+        assert!(table.bind(0, mac(3), ip(10), HOUR, later).is_ok());
+    }
+
+    #[test]
+    fn leases_of_a_clock_that_stood_years_ahead_do_not_use_the_pool_up() {
+        let mut table = table(10, 11, &[]);
+        let year = 365 * 86_400;
+        table.bind(0, mac(1), ip(10), HOUR, at(year)).unwrap();
+        table.offer(0, mac(2), None, at(year)).unwrap();
+        table.decline(mac(2), ip(11), at(year)).unwrap();
+        let full = Err(Unavailable::Exhausted);
+        assert_eq!(table.offer(0, mac(3), None, at(year)), full);
+        assert_eq!(table.offer(0, mac(1), None, at(0)), Ok(ip(10)), "its own");
+        assert_eq!(table.offer(0, mac(3), None, at(0)), Ok(ip(11)));
+        // A step back of seconds ends nothing.
+        table.bind(0, mac(3), ip(11), HOUR, at(5)).unwrap();
+        table.bind(0, mac(1), ip(10), HOUR, at(5)).unwrap();
+        assert_eq!(table.offer(0, mac(4), None, at(0)), full);
     }
 
     #[test]
@@ -607,6 +745,28 @@ mod tests {
         );
         assert_eq!(table.offer(0, mac(2), None, at(60)), Ok(ip(10)));
         assert!(table.records().is_empty(), "offers are not stored");
+    }
+
+    #[test]
+    fn the_address_of_a_place_goes_to_whoever_is_plugged_in_there() {
+        let at_place = |number| Client {
+            mac: mac(number),
+            place: Some(ip(90)),
+        };
+        let mut table = table(10, 12, &[(7, 11)]);
+        assert_eq!(table.offer(0, at_place(1), Some(ip(10)), at(0)), Ok(ip(90)));
+        table.bind(0, at_place(1), ip(90), HOUR, at(0)).unwrap();
+        // Its renewal goes round the relay.
+        assert!(table.bind(0, mac(1), ip(90), HOUR, at(1)).is_ok());
+        assert_eq!(table.offer(0, mac(2), Some(ip(90)), at(2)), Ok(ip(10)));
+        // The machine is replaced, and its lease still runs.
+        assert_eq!(table.offer(0, at_place(3), None, at(3)), Ok(ip(90)));
+        table.bind(0, at_place(3), ip(90), HOUR, at(3)).unwrap();
+        assert!(table.bind(0, mac(1), ip(90), HOUR, at(4)).is_err());
+        assert_eq!(table.offer(0, at_place(7), None, at(5)), Ok(ip(11)));
+        // Somebody else uses it: the pool is better than nothing.
+        table.decline(mac(3), ip(90), at(6)).unwrap();
+        assert_eq!(table.offer(0, at_place(3), None, at(7)), Ok(ip(12)));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! [`policy`] turns one message into one answer, [`server`] owns the sockets,
 //! and [`probe()`] asks whether another server answers on a network.
 
+mod arp;
 pub mod lease;
 pub mod options;
 pub mod packet;
@@ -12,5 +13,5 @@ mod probe;
 pub mod server;
 
 pub use lease::{FileStore, LeaseRecord, LeaseState, LeaseStore, NoStore};
-pub use policy::{Config, ConfigError, LocalDiskReply, Mode, Subnet};
+pub use policy::{Config, ConfigError, ConflictCheck, LocalDiskReply, Mode, Place, Subnet};
 pub use probe::{PROBE_TIMEOUT, ProbeError, probe};

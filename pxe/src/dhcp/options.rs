@@ -38,6 +38,8 @@ pub const RENEWAL_TIME: u8 = 58;
 pub const REBINDING_TIME: u8 = 59;
 /// Vendor class: `PXEClient…`, `HTTPClient…`.
 pub const VENDOR_CLASS: u8 = 60;
+/// Client identifier.
+pub const CLIENT_ID: u8 = 61;
 /// TFTP server name.
 pub const TFTP_SERVER: u8 = 66;
 /// Boot file name.
@@ -46,6 +48,14 @@ pub const BOOT_FILE: u8 = 67;
 pub const USER_CLASS: u8 = 77;
 /// Relay agent information.
 pub const RELAY_AGENT: u8 = 82;
+/// In [`RELAY_AGENT`]: the circuit that the client is on (RFC 3046).
+pub const RELAY_CIRCUIT: u8 = 1;
+/// In [`RELAY_AGENT`]: the other end of that circuit (RFC 3046).
+pub const RELAY_REMOTE: u8 = 2;
+/// In [`RELAY_AGENT`]: an address of the network that the client is in (RFC 3527).
+pub const RELAY_LINK: u8 = 5;
+/// In [`RELAY_AGENT`]: what the server is to call itself (RFC 5107).
+pub const RELAY_SERVER_ID: u8 = 11;
 /// Client system architecture, RFC 4578.
 pub const CLIENT_ARCH: u8 = 93;
 /// Client machine identifier, RFC 4578.
@@ -128,6 +138,11 @@ impl Options {
             Some((_, old)) => *old = value,
             None => self.0.push((code, value)),
         }
+    }
+
+    /// Takes an option out.
+    pub fn remove(&mut self, code: u8) {
+        self.0.retain(|(have, _)| *have != code);
     }
 
     /// Sets an option of one or more addresses; none leaves it out.
@@ -216,6 +231,21 @@ impl Options {
     }
 }
 
+/// Returns a part of the relay agent information. One that runs past its end, and
+/// what stands behind it, is not there.
+#[must_use]
+pub fn of_relay(options: &Options, code: u8) -> Option<&[u8]> {
+    let mut rest = options.get(RELAY_AGENT)?;
+    while let [have, length, list @ ..] = rest {
+        let (value, more) = list.split_at_checked(usize::from(*length))?;
+        if *have == code {
+            return Some(value);
+        }
+        rest = more;
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,6 +259,17 @@ mod tests {
         assert_eq!(options.get(67), Some(&b"abc"[..]));
         assert_eq!(options.message_type(), Some(MessageType::Discover));
         assert_eq!(options.iter().count(), 2);
+    }
+
+    #[test]
+    fn what_a_relay_tells_is_found_and_a_broken_end_is_not_read() {
+        let mut options = Options::default();
+        assert_eq!(of_relay(&options, RELAY_CIRCUIT), None);
+        options.set(RELAY_AGENT, [1, 2, b'g', b'1', 2, 1, b'x', 5, 4, 10, 0]);
+        assert_eq!(of_relay(&options, RELAY_CIRCUIT), Some(&b"g1"[..]));
+        assert_eq!(of_relay(&options, RELAY_REMOTE), Some(&b"x"[..]));
+        assert_eq!(of_relay(&options, RELAY_LINK), None, "two of four bytes");
+        assert_eq!(of_relay(&options, RELAY_SERVER_ID), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use model::id::MacAddr;
 use thiserror::Error;
 
-use super::lease::{LeaseRecord, LeaseTable, Pool};
+use super::lease::{Client, LeaseRecord, LeaseTable, Pool};
 use super::options::{self, MessageType};
 use super::packet::{Op, Packet};
 use crate::boot::{
@@ -45,6 +45,8 @@ pub struct Subnet {
     pub range: RangeInclusive<Ipv4Addr>,
     /// Addresses for one machine each.
     pub reservations: BTreeMap<MacAddr, Ipv4Addr>,
+    /// Addresses for whichever machine is plugged in at one place.
+    pub places: Vec<Place>,
     /// Default gateways.
     pub routers: Vec<Ipv4Addr>,
     /// Name servers.
@@ -53,9 +55,37 @@ pub struct Subnet {
     pub domain: Option<String>,
     /// Length of a lease.
     pub lease: Duration,
-    /// Further options as the operator wants them, code and bytes.
+    /// Further options as the operator wants them, code and bytes. A code for
+    /// which there is a field, or which the protocol itself needs, is a mistake.
     pub options: Vec<(u8, Vec<u8>)>,
 }
+
+/// A place where a machine is plugged in, as relays tell it in option 82: most
+/// often a port of a switch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The circuit that the relay names (sub-option 1); `None` for any.
+    pub circuit: Option<Vec<u8>>,
+    /// The name that the relay gives itself (sub-option 2); `None` for any.
+    pub remote: Option<Vec<u8>>,
+    /// Address of the machine there.
+    pub address: Ipv4Addr,
+}
+
+impl Place {
+    fn is_named_in(&self, packet: &Packet) -> bool {
+        let says = |code, wanted: &Option<Vec<u8>>| {
+            wanted.is_none() || options::of_relay(&packet.options, code) == wanted.as_deref()
+        };
+        says(options::RELAY_CIRCUIT, &self.circuit) && says(options::RELAY_REMOTE, &self.remote)
+    }
+}
+
+/// Options that have a field of their own, or that no operator can know.
+const OURS: &[u8] = &[
+    0, 1, 3, 6, 15, 43, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 66, 67, 77, 82, 93, 94, 97,
+    255,
+];
 
 impl Subnet {
     /// Tells whether an address belongs to the network.
@@ -82,6 +112,18 @@ pub struct Config {
     pub http_base: String,
     /// How a machine is told to boot its disk.
     pub local_disk: LocalDiskReply,
+    /// Whether an address is asked for before it is offered.
+    pub conflicts: ConflictCheck,
+}
+
+/// Whether the server asks its link if an address is in use before it offers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConflictCheck {
+    /// By ARP; it takes 0.3 s.
+    #[default]
+    Arp,
+    /// No: a router on the link answers ARP for every address.
+    Off,
 }
 
 /// How a machine is told to boot its own disk; `docs/boot-flow.md` has the
@@ -139,6 +181,12 @@ pub enum ConfigError {
     /// More than 32 bits of prefix.
     #[error("prefix length {0}, expected at most 32")]
     Prefix(u8),
+    /// A place of which neither circuit nor remote is told is every place.
+    #[error("the place of {0} has neither circuit nor remote")]
+    Place(Ipv4Addr),
+    /// An option that the server sets itself, or that is too long.
+    #[error("option {0} cannot be set: the server sets it itself, or it has more than 255 bytes")]
+    Option(u8),
 }
 
 impl Config {
@@ -164,6 +212,7 @@ impl Config {
             for address in [start, end]
                 .into_iter()
                 .chain(subnet.reservations.values().copied())
+                .chain(subnet.places.iter().map(|place| place.address))
             {
                 if !subnet.contains(address) {
                     return Err(ConfigError::Outside {
@@ -181,9 +230,19 @@ impl Config {
                 });
             }
             let mut seen = std::collections::BTreeSet::new();
-            for address in subnet.reservations.values() {
-                if !seen.insert(*address) {
-                    return Err(ConfigError::ReservedTwice(*address));
+            let places = subnet.places.iter().map(|place| place.address);
+            for address in subnet.reservations.values().copied().chain(places) {
+                if !seen.insert(address) {
+                    return Err(ConfigError::ReservedTwice(address));
+                }
+            }
+            let everywhere = |place: &&Place| place.circuit.is_none() && place.remote.is_none();
+            if let Some(place) = subnet.places.iter().find(everywhere) {
+                return Err(ConfigError::Place(place.address));
+            }
+            for (code, value) in &subnet.options {
+                if OURS.contains(code) || value.len() > 255 {
+                    return Err(ConfigError::Option(*code));
                 }
             }
         }
@@ -218,6 +277,10 @@ pub struct Reply {
 pub struct Step {
     /// To be stored before the reply is sent.
     pub record: Option<LeaseRecord>,
+    /// An address of our own link that the reply offers to a machine that does
+    /// not have it: to be asked there first whether somebody else uses it. If so,
+    /// the reply is dropped and [`Engine::conflict`] is told.
+    pub ask_first: Option<Ipv4Addr>,
     /// To be sent.
     pub reply: Option<Reply>,
     /// To be told to the boot source. `None` for what is not ours to answer.
@@ -247,6 +310,7 @@ enum Verdict {
         address: Option<Ipv4Addr>,
         lease: bool,
         record: Option<LeaseRecord>,
+        ask_first: Option<Ipv4Addr>,
     },
     Refuse {
         reason: String,
@@ -276,6 +340,8 @@ impl Engine {
                 .map(|subnet| Pool {
                     range: subnet.range.clone(),
                     reservations: subnet.reservations.clone(),
+                    places: subnet.places.iter().map(|place| place.address).collect(),
+                    lease: subnet.lease,
                 })
                 .collect(),
             Mode::Proxy => Vec::new(),
@@ -286,10 +352,27 @@ impl Engine {
         })
     }
 
+    /// Returns the server's address.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.config.server
+    }
+
     /// Returns the leases.
     #[must_use]
     pub fn leases(&self) -> &LeaseTable {
         &self.leases
+    }
+
+    /// Takes note that somebody else answers under an address that was to be
+    /// offered to a machine. Returns what is to be stored, if the offer stands.
+    pub fn conflict(
+        &mut self,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        now: Timestamp,
+    ) -> Option<LeaseRecord> {
+        self.leases.decline(mac, address, now)
     }
 
     /// Answers one message.
@@ -305,6 +388,7 @@ impl Engine {
     ) -> Step {
         const NOTHING: Step = Step {
             record: None,
+            ask_first: None,
             reply: None,
             event: None,
         };
@@ -328,6 +412,9 @@ impl Engine {
             BootAnswer::Ignore { reason } => Verdict::Drop {
                 reason: reason.clone(),
             },
+            _ if let Some(address) = nobodys(packet) => Verdict::Drop {
+                reason: format!("{address} is no address that a client or a relay can have"),
+            },
             _ if proxy => proxy_verdict(packet, message, port, self.config.server),
             _ => self.verdict(packet, message, now),
         };
@@ -337,13 +424,15 @@ impl Engine {
                 address,
                 lease,
                 record,
+                ask_first,
             } => {
                 step.record = record;
+                step.ask_first = ask_first;
                 let mut reply = Packet::reply_to(packet);
                 reply.options.set_message_type(kind);
                 reply
                     .options
-                    .set_addresses(options::SERVER_ID, &[self.config.server]);
+                    .set_addresses(options::SERVER_ID, &[self.identifier(packet)]);
                 reply.yiaddr = address.unwrap_or(Ipv4Addr::UNSPECIFIED);
                 if message != MessageType::Discover {
                     reply.ciaddr = packet.ciaddr;
@@ -387,7 +476,7 @@ impl Engine {
                 reply.options.set_message_type(MessageType::Nak);
                 reply
                     .options
-                    .set_addresses(options::SERVER_ID, &[self.config.server]);
+                    .set_addresses(options::SERVER_ID, &[self.identifier(packet)]);
                 reply.options.set(options::MESSAGE, &reason);
                 // RFC 2131, 4.3.2: the client may believe in an address of another
                 // network, so a relay must broadcast the refusal.
@@ -425,7 +514,7 @@ impl Engine {
     /// The state machine of RFC 2131, section 4.3.
     fn verdict(&mut self, packet: &Packet, message: MessageType, now: Timestamp) -> Verdict {
         let wanted = packet.options.address(options::REQUESTED_ADDRESS);
-        let (mac, server) = (packet.mac, self.config.server);
+        let (mac, server) = (packet.mac, self.identifier(packet));
         let Some((pool, subnet)) = self.subnet_of(packet) else {
             let reason = match packet.giaddr {
                 Ipv4Addr::UNSPECIFIED => format!("no subnet is configured for server {server}"),
@@ -434,19 +523,35 @@ impl Engine {
             return Verdict::Drop { reason };
         };
         let duration = subnet.lease;
+        let place = subnet.places.iter().find(|place| place.is_named_in(packet));
+        let client = Client {
+            mac,
+            place: place.map(|place| place.address),
+        };
         let named = packet.options.address(options::SERVER_ID);
         match message {
-            MessageType::Discover => match self.leases.offer(pool, mac, wanted, now) {
-                Ok(address) => Verdict::Reply {
-                    kind: MessageType::Offer,
-                    address: Some(address),
-                    lease: true,
-                    record: None,
-                },
-                Err(error) => Verdict::Drop {
-                    reason: error.to_string(),
-                },
-            },
+            MessageType::Discover => {
+                // RFC 2131, section 2.2. An address in use is offered once more
+                // without a question: its own user would answer.
+                let had = self.leases.address_of(mac);
+                let had = had.filter(|address| self.leases.has(mac, *address, now));
+                match self.leases.offer(pool, client, wanted, now) {
+                    Ok(address) => Verdict::Reply {
+                        kind: MessageType::Offer,
+                        address: Some(address),
+                        lease: true,
+                        record: None,
+                        // Behind a relay nobody hears our question.
+                        ask_first: (self.config.conflicts == ConflictCheck::Arp
+                            && had != Some(address)
+                            && packet.giaddr.is_unspecified())
+                        .then_some(address),
+                    },
+                    Err(error) => Verdict::Drop {
+                        reason: error.to_string(),
+                    },
+                }
+            }
             MessageType::Request => {
                 if let Some(other) = named.filter(|named| *named != server) {
                     self.leases.withdraw(mac, now);
@@ -466,12 +571,13 @@ impl Engine {
                         };
                     }
                 };
-                match self.leases.bind(pool, mac, address, duration, now) {
+                match self.leases.bind(pool, client, address, duration, now) {
                     Ok(record) => Verdict::Reply {
                         kind: MessageType::Ack,
                         address: Some(address),
                         lease: true,
                         record: Some(record),
+                        ask_first: None,
                     },
                     // A bound client whose lease this server never knew is given
                     // it (bind succeeds); one with an address that it cannot
@@ -512,11 +618,18 @@ impl Engine {
                 address: None,
                 lease: false,
                 record: None,
+                ask_first: None,
             },
             MessageType::Offer | MessageType::Ack | MessageType::Nak => Verdict::Drop {
                 reason: format!("{} is a server's message", message.name()),
             },
         }
+    }
+
+    /// Returns what this server calls itself to a client: its address, or the
+    /// address of the relay that wants to hear renewals too (RFC 5107).
+    fn identifier(&self, packet: &Packet) -> Ipv4Addr {
+        relay_address(packet, options::RELAY_SERVER_ID).unwrap_or(self.config.server)
     }
 
     fn subnet_of(&self, packet: &Packet) -> Option<(usize, &Subnet)> {
@@ -525,7 +638,10 @@ impl Engine {
         };
         // The relay's address says where the client is; a client that renews
         // through routers has neither relay nor our network, only its address.
-        let place = if packet.giaddr != Ipv4Addr::UNSPECIFIED {
+        // A relay whose own address is elsewhere says it in so many words (RFC 3527).
+        let place = if let Some(link) = relay_address(packet, options::RELAY_LINK) {
+            link
+        } else if packet.giaddr != Ipv4Addr::UNSPECIFIED {
             packet.giaddr
         } else if subnets.iter().any(|subnet| subnet.contains(packet.ciaddr)) {
             packet.ciaddr
@@ -645,7 +761,7 @@ impl Engine {
         let note = format!("local disk: {reason}");
         match (self.config.local_disk, request.arch, class) {
             (LocalDiskReply::Silence, ..) => Told::Nothing { reason: note },
-            (LocalDiskReply::Loader, ClientArch::UefiX64, _) => Told::File {
+            (LocalDiskReply::Loader, arch, _) if arch == local_boot::ARCH => Told::File {
                 name: name(local_boot::PATH, local_boot::PATH),
                 note: Some(note),
             },
@@ -700,12 +816,60 @@ fn local_boot_menu() -> Vec<u8> {
     out
 }
 
-/// Copies what must come last.
+/// Smallest message that every client takes (RFC 2131, section 2): 576 bytes with
+/// the headers of IP and UDP.
+const SMALLEST_LIMIT: usize = 576 - HEADERS;
+const HEADERS: usize = 28;
+
+/// What a client cannot do without, or what belongs to the exchange itself.
+const NEEDED: &[u8] = &[
+    options::SUBNET_MASK,
+    options::ROUTERS,
+    options::VENDOR,
+    options::LEASE_TIME,
+    options::MESSAGE_TYPE,
+    options::SERVER_ID,
+    options::VENDOR_CLASS,
+    options::CLIENT_ID,
+    options::BOOT_FILE,
+    options::CLIENT_UUID,
+    options::RELAY_AGENT,
+];
+
+/// Copies what must come last, and leaves out what the client has no room for.
 fn close(request: &Packet, reply: &mut Packet) {
+    // RFC 6842: some clients take a reply without it for somebody else's.
+    if let Some(id) = request.options.get(options::CLIENT_ID) {
+        reply.options.set(options::CLIENT_ID, id);
+    }
     // RFC 3046, section 2.2: returned unchanged, as the last option.
     if let Some(relay) = request.options.get(options::RELAY_AGENT) {
         reply.options.set(options::RELAY_AGENT, relay);
     }
+    let told = request.options.get(options::MAX_SIZE);
+    let told = told.and_then(|size| size.try_into().ok().map(u16::from_be_bytes));
+    let limit = told.map_or(SMALLEST_LIMIT, |size| {
+        usize::from(size)
+            .saturating_sub(HEADERS)
+            .max(SMALLEST_LIMIT)
+    });
+    while reply.encode().len() > limit {
+        let spare = reply.options.iter().map(|(code, _)| code);
+        let Some(spare) = spare.filter(|code| !NEEDED.contains(code)).last() else {
+            break;
+        };
+        reply.options.remove(spare);
+    }
+}
+
+/// Returns an address that a relay tells of itself or of its client.
+fn relay_address(packet: &Packet, code: u8) -> Option<Ipv4Addr> {
+    // Without a relay it is the client that speaks, and it has no say in this.
+    if packet.giaddr.is_unspecified() {
+        return None;
+    }
+    let octets: [u8; 4] = options::of_relay(&packet.options, code)?.try_into().ok()?;
+    Some(octets.into()).filter(|address: &Ipv4Addr| !address.is_unspecified())
 }
 
 fn asks_for(packet: &Packet, code: u8) -> bool {
@@ -713,6 +877,14 @@ fn asks_for(packet: &Packet, code: u8) -> bool {
         .options
         .get(options::PARAMETERS)
         .is_some_and(|codes| codes.contains(&code))
+}
+
+/// Returns the address of client or relay that cannot be the one of a host elsewhere. A
+/// reply to it would reach everybody, or ourselves.
+fn nobodys(packet: &Packet) -> Option<Ipv4Addr> {
+    [packet.ciaddr, packet.giaddr]
+        .into_iter()
+        .find(|address| address.is_broadcast() || address.is_multicast() || address.is_loopback())
 }
 
 fn destination(packet: &Packet, port: Port, from: SocketAddrV4) -> Destination {
@@ -734,6 +906,7 @@ fn proxy_verdict(packet: &Packet, message: MessageType, port: Port, server: Ipv4
         address: None,
         lease: false,
         record: None,
+        ask_first: None,
     };
     match (message, port) {
         (MessageType::Discover, Port::Dhcp) => reply(MessageType::Offer),
@@ -792,10 +965,20 @@ fn arch_of_class(class: &[u8]) -> Option<u16> {
     text.split_once(":Arch:")?.1.get(..5)?.parse().ok()
 }
 
-/// Option 77 is bare text from iPXE, and length-prefixed in RFC 3004.
+/// Option 77 is bare text from iPXE, and a list of length and text in RFC 3004.
 fn is_ipxe(packet: &Packet) -> bool {
     let class = packet.options.get(options::USER_CLASS).unwrap_or_default();
-    class == b"iPXE" || class == b"\x04iPXE"
+    let mut rest = class;
+    while let [length, list @ ..] = rest {
+        let Some((item, more)) = list.split_at_checked(usize::from(*length)) else {
+            break;
+        };
+        if item == b"iPXE" {
+            return true;
+        }
+        rest = more;
+    }
+    class == b"iPXE"
 }
 
 #[cfg(test)]
@@ -823,6 +1006,7 @@ mod tests {
             prefix: 24,
             range,
             reservations: BTreeMap::new(),
+            places: Vec::new(),
             routers: vec![SERVER],
             name_servers: vec![ip(2), ip(3)],
             domain: Some("bench.example".into()),
@@ -837,6 +1021,7 @@ mod tests {
             server: SERVER,
             http_base: "http://10.0.0.1:8080/".into(),
             local_disk: LocalDiskReply::default(),
+            conflicts: ConflictCheck::default(),
         }
     }
 
@@ -1053,6 +1238,16 @@ mod tests {
         renew.ciaddr = ip(100);
         let client = SocketAddrV4::new(ip(100), 68);
         assert_eq!(to(&mut engine, &renew), Some(Destination::Unicast(client)));
+        // Found by the fuzzer: a reply to everybody, where one was meant.
+        for address in [[255, 255, 255, 255], [224, 0, 0, 1], [127, 0, 0, 1]] {
+            let mut inform = message(MessageType::Inform, b"");
+            inform.ciaddr = address.into();
+            let step = ask(&mut engine, &inform, boot);
+            assert_eq!(step.reply, None, "{address:?}");
+            assert!(words(&step).contains("is no address that"), "{address:?}");
+            inform.giaddr = std::mem::replace(&mut inform.ciaddr, ip(100));
+            assert_eq!(to(&mut engine, &inform), None, "{address:?}");
+        }
     }
 
     #[test]
@@ -1290,6 +1485,7 @@ mod tests {
         let mut engine = proxy();
         let quiet = Step {
             record: None,
+            ask_first: None,
             reply: None,
             event: None,
         };
@@ -1399,6 +1595,154 @@ mod tests {
             (|s| s.prefix = 33, "prefix length 33, expected at most 32"),
         ] {
             assert_eq!(check(edit), Err(message.to_owned()));
+        }
+    }
+
+    #[test]
+    fn an_address_is_asked_for_once_before_it_is_offered_on_the_own_link() {
+        let mut engine = server();
+        let discover = message(MessageType::Discover, PXE_X64);
+        let step = ask(&mut engine, &discover, boot);
+        assert_eq!(step.ask_first, Some(ip(100)));
+        let again = ask(&mut engine, &discover, boot);
+        assert_eq!(again.ask_first, None, "its offer still stands");
+        // Somebody answered: the next one is offered, and this one kept back.
+        let record = engine.conflict(MAC, ip(100), at(0)).unwrap();
+        assert_eq!(record.state, crate::dhcp::LeaseState::Declined);
+        let step = ask(&mut engine, &discover, boot);
+        assert_eq!(step.ask_first, Some(ip(101)));
+        assert_eq!(engine.conflict(MAC, ip(105), at(0)), None, "not offered");
+        let mut far = message(MessageType::Discover, PXE_X64);
+        far.giaddr = Ipv4Addr::new(10, 9, 0, 1);
+        let step = ask(&mut engine, &far, boot);
+        assert_eq!(
+            (kind(&step), step.ask_first),
+            (Some(MessageType::Offer), None)
+        );
+    }
+
+    #[test]
+    fn what_a_relay_tells_chooses_address_network_and_name() {
+        let remote = Ipv4Addr::new(10, 9, 0, 0);
+        let far = Ipv4Addr::new(10, 9, 0, 50)..=Ipv4Addr::new(10, 9, 0, 59);
+        let place = Place {
+            circuit: Some(b"eth0/7".to_vec()),
+            remote: None,
+            address: Ipv4Addr::new(10, 9, 0, 7),
+        };
+        let mut there = subnet(remote, far);
+        there.places.push(place);
+        let mode = Mode::Authoritative(vec![subnet(ip(0), ip(100)..=ip(101)), there]);
+        let mut engine = Engine::new(config(mode), []).unwrap();
+        let mut discover = message(MessageType::Discover, PXE_X64);
+        discover.giaddr = Ipv4Addr::new(10, 9, 0, 1);
+        discover
+            .options
+            .set(options::RELAY_AGENT, b"\x01\x06eth0/7");
+        let reply = ask(&mut engine, &discover, boot).reply.unwrap();
+        assert_eq!(reply.packet.yiaddr, Ipv4Addr::new(10, 9, 0, 7));
+        assert_eq!(
+            reply.packet.options.iter().last(),
+            Some((options::RELAY_AGENT, &b"\x01\x06eth0/7"[..]))
+        );
+        // A relay with an address in a network of its own.
+        let mut discover = message(MessageType::Discover, PXE_X64);
+        discover.mac = MacAddr([2, 0, 0, 0, 0, 9]);
+        let tells = [5, 4, 10, 9, 0, 0, 11, 4, 10, 9, 0, 1];
+        discover.options.set(options::RELAY_AGENT, tells);
+        let offered = ask(&mut engine, &discover, boot).reply.unwrap().packet;
+        assert_eq!(offered.yiaddr, ip(100), "a client says this of itself");
+        assert_eq!(offered.options.address(options::SERVER_ID), Some(SERVER));
+        discover.giaddr = Ipv4Addr::new(172, 16, 0, 1);
+        let offered = ask(&mut engine, &discover, boot).reply.unwrap().packet;
+        let relay = Ipv4Addr::new(10, 9, 0, 1);
+        assert_eq!(offered.yiaddr, Ipv4Addr::new(10, 9, 0, 50));
+        assert_eq!(offered.options.address(options::SERVER_ID), Some(relay));
+        // The request names the server as it was told to.
+        let mut request = discover.clone();
+        request.options.set_message_type(MessageType::Request);
+        request.options.set_addresses(options::SERVER_ID, &[relay]);
+        request
+            .options
+            .set_addresses(options::REQUESTED_ADDRESS, &[offered.yiaddr]);
+        assert_eq!(
+            kind(&ask(&mut engine, &request, boot)),
+            Some(MessageType::Ack)
+        );
+    }
+
+    #[test]
+    fn a_reply_fits_into_what_the_client_takes_and_keeps_what_it_needs() {
+        let mut here = subnet(ip(0), ip(100)..=ip(101));
+        here.options = (200..204).map(|code| (code, vec![7; 100])).collect();
+        let mut engine = Engine::new(config(Mode::Authoritative(vec![here])), []).unwrap();
+        for (told, most, extra) in [
+            (None, 548, 1),
+            (Some(&[0, 100][..]), 548, 1),
+            (Some(&[5, 192]), 1444, 4),
+            (Some(&[9]), 548, 1),
+        ] {
+            let mut discover = message(MessageType::Discover, HTTP_X64);
+            discover.options.set(options::CLIENT_ID, [1, 2, 3]);
+            discover.options.set(options::RELAY_AGENT, [1, 1, 1]);
+            if let Some(told) = told {
+                discover.options.set(options::MAX_SIZE, told);
+            }
+            let reply = ask(&mut engine, &discover, boot).reply.unwrap().packet;
+            let length = reply.encode().len();
+            assert!(length <= most, "{told:?}: {length} bytes");
+            let extras = reply.options.iter().filter(|(code, _)| *code >= 200);
+            assert_eq!(extras.count(), extra, "{told:?}");
+            for code in [1, 3, 51, 53, 54, 60, 61, 67, 82] {
+                assert!(reply.options.get(code).is_some(), "{told:?}: option {code}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_operators_mistake_in_options_and_places_is_named() {
+        let with = |change: fn(&mut Subnet)| {
+            let mut subnet = subnet(ip(0), ip(100)..=ip(101));
+            change(&mut subnet);
+            config(Mode::Authoritative(vec![subnet])).check()
+        };
+        let place = |address| Place {
+            circuit: None,
+            remote: Some(b"switch".to_vec()),
+            address,
+        };
+        assert_eq!(with(|_| {}), Ok(()));
+        let own = with(|subnet| subnet.options.push((53, vec![6])));
+        assert_eq!(own, Err(ConfigError::Option(53)));
+        let long = with(|subnet| subnet.options.push((42, vec![0; 256])));
+        assert_eq!(long, Err(ConfigError::Option(42)));
+        let mut twice = subnet(ip(0), ip(100)..=ip(101));
+        twice.places = vec![place(ip(50)), place(ip(50))];
+        let twice = config(Mode::Authoritative(vec![twice])).check();
+        assert_eq!(twice, Err(ConfigError::ReservedTwice(ip(50))));
+        let mut anywhere = subnet(ip(0), ip(100)..=ip(101));
+        anywhere.places = vec![Place {
+            remote: None,
+            ..place(ip(50))
+        }];
+        let anywhere = config(Mode::Authoritative(vec![anywhere])).check();
+        assert_eq!(anywhere, Err(ConfigError::Place(ip(50))));
+    }
+
+    #[test]
+    fn ipxe_is_known_by_bare_text_and_in_a_list() {
+        for (class, ipxe) in [
+            (&b"iPXE"[..], true),
+            (b"\x04iPXE", true),
+            (b"\x03abc\x04iPXE", true),
+            (b"\x05iPXE", false),
+            (b"\x04iPX", false),
+            (b"", false),
+        ] {
+            let mut discover = message(MessageType::Discover, PXE_X64);
+            discover.options.set(options::USER_CLASS, class);
+            let class_of = request_of(&discover, Protocol::Dhcp).client_class;
+            assert_eq!(class_of == ClientClass::Ipxe, ipxe, "{class:?}");
         }
     }
 

@@ -8,4 +8,6 @@ pub mod packet;
 pub mod server;
 pub mod transfer;
 
+mod wire;
+
 pub use server::{Limits, run};

@@ -1,19 +1,22 @@
-//! The sockets around [`Transfer`]: one task for each transfer, with limits.
+//! The sockets around [`Transfer`]: one task or thread for each transfer, with limits.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use nix::sys::socket::{setsockopt, sockopt};
 use thiserror::Error;
 use tokio::net::UdpSocket;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use super::packet::{self, ErrorCode, Packet, Request};
 use super::transfer::{Agreed, Step, Transfer, agree, low_bits};
+use super::wire::Wire;
 use crate::boot::{BootEvent, BootSource, FileOutcome, NotServed, Protocol, clean_path};
 use crate::content::{self, Content};
 
@@ -48,6 +51,9 @@ pub enum ServeError {
     /// The socket has no address.
     #[error("read the address of the TFTP socket")]
     Address(#[source] io::Error),
+    /// The threads of the transfers cannot be started.
+    #[error("start the threads of TFTP transfers")]
+    Threads(#[source] io::Error),
     /// The socket broke.
     #[error("receive TFTP requests")]
     Receive(#[source] io::Error),
@@ -69,6 +75,8 @@ pub async fn run(
 ) -> Result<(), ServeError> {
     let local = socket.local_addr().map_err(ServeError::Address)?.ip();
     let active = Arc::new(Active::new(limits));
+    let lanes = Lanes::open().map_err(ServeError::Threads)?;
+    let sleepers = Arc::new(Semaphore::new(SLEEPERS));
     let mut tasks = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
     let mut buffer = vec![0; 2048];
@@ -107,7 +115,7 @@ pub async fn run(
                 continue;
             }
         };
-        let slot = match active.enter(peer) {
+        let slot = match active.enter(peer, &request) {
             Ok(Some(slot)) => slot,
             // The client repeats its request; the transfer repeats its answer.
             Ok(None) => continue,
@@ -125,13 +133,51 @@ pub async fn run(
                 continue;
             }
         };
-        let source = Arc::clone(&source);
-        tasks.spawn(async move {
-            let _slot = slot;
-            if let Err(error) = serve(local, peer, request, limits, &*source).await {
+        let (source, sleepers) = (Arc::clone(&source), Arc::clone(&sleepers));
+        let transfer = async move {
+            if let Err(error) = serve(local, peer, request, limits, slot, source, sleepers).await {
                 tracing::warn!(%peer, %error, "TFTP socket failed");
             }
-        });
+        };
+        tasks.spawn_on(transfer, lanes.next());
+    }
+}
+
+/// Transfers that have a thread each; more share the lanes.
+const SLEEPERS: usize = 64;
+
+/// Threads for transfers, one for each processor. A transfer stays on its own: in
+/// lock-step, to be passed from thread to thread costs more than to send a block.
+struct Lanes {
+    lanes: Vec<(Handle, oneshot::Sender<()>)>,
+    turn: AtomicUsize,
+}
+
+impl Lanes {
+    fn open() -> io::Result<Self> {
+        let count = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            lanes: (0..count).map(|_| Self::lane()).collect::<Result<_, _>>()?,
+            turn: AtomicUsize::new(0),
+        })
+    }
+
+    fn lane() -> io::Result<(Handle, oneshot::Sender<()>)> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let handle = runtime.handle().clone();
+        let (open, closed) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("tftp".into())
+            // Until the lanes are dropped; that is all that can be heard here.
+            .spawn(move || drop(runtime.block_on(closed)))?;
+        Ok((handle, open))
+    }
+
+    fn next(&self) -> &Handle {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        &self.lanes[turn % self.lanes.len()].0
     }
 }
 
@@ -160,16 +206,18 @@ async fn serve(
     peer: SocketAddr,
     request: Request,
     limits: Limits,
-    source: &dyn BootSource,
+    slot: Slot,
+    source: Arc<dyn BootSource>,
+    sleepers: Arc<Semaphore>,
 ) -> io::Result<()> {
     let socket = UdpSocket::bind((local, 0)).await?;
     // Connected: the kernel drops what comes from any other port (RFC 1350, 4).
     socket.connect(peer).await?;
-    let (path, content) = match open(&request, peer.ip(), source).await {
+    let (path, content) = match open(&request, peer.ip(), &*source).await {
         Ok(found) => found,
         Err((code, reason)) => {
             tell(
-                source,
+                &*source,
                 peer,
                 &request.path,
                 FileOutcome::Refused {
@@ -183,29 +231,64 @@ async fn serve(
     let length = content.length();
     let agreed = agree(&request.options, length, limits.block_size, limits.window);
     tracing::debug!(%peer, path, options = ?request.options, ?agreed, "TFTP request");
+    let call = Call {
+        peer,
+        path,
+        slot,
+        source,
+    };
+    let Ok(permit) = sleepers.try_acquire_owned() else {
+        return exchange(Wire::Shared(socket), &agreed, content, &call).await;
+    };
+    let wire = Wire::alone(socket)?;
+    let lane = Handle::current();
+    let transfer = tokio::task::spawn_blocking(move || {
+        let ended = lane.block_on(exchange(wire, &agreed, content, &call));
+        drop(permit);
+        ended
+    });
+    transfer.await.map_err(io::Error::other)?
+}
+
+/// Whose transfer it is.
+struct Call {
+    peer: SocketAddr,
+    path: String,
+    slot: Slot,
+    source: Arc<dyn BootSource>,
+}
+
+async fn exchange(wire: Wire, agreed: &Agreed, content: Content, call: &Call) -> io::Result<()> {
+    let Call {
+        peer,
+        path,
+        slot,
+        source,
+    } = call;
+    let length = content.length();
     let began = Instant::now();
-    let mut line = Line::new(&socket, &agreed, content);
-    let (mut transfer, mut step) = Transfer::start(length, &agreed, began);
+    let mut line = Line::new(wire, agreed, content);
+    let (mut transfer, mut step) = Transfer::start(length, agreed, began);
     let mut started = false;
     let mut buffer = vec![0; 2048];
     loop {
         let outcome = match step {
             Step::Wait => None,
             Step::SendOptions => {
-                line.send_options(&agreed).await?;
+                line.send_options(agreed).await?;
                 None
             }
             Step::SendBlocks { first, count } => {
                 if !started {
                     started = true;
-                    tell(source, peer, &path, FileOutcome::Started { length });
+                    tell(&**source, *peer, path, FileOutcome::Started { length });
                 }
                 match line.send_blocks(first, count).await {
                     Ok(()) => None,
                     Err(reason) => {
                         let error =
                             packet::encode_error(ErrorCode::Undefined, "cannot read the file");
-                        socket.send(&error).await?;
+                        line.wire.send(&error).await?;
                         Some(FileOutcome::Broken {
                             sent: transfer.acked_bytes(),
                             reason,
@@ -225,21 +308,24 @@ async fn serve(
             }),
         };
         if let Some(outcome) = outcome {
-            tell(source, peer, &path, outcome);
+            tell(&**source, *peer, path, outcome);
             return Ok(());
         }
-        let deadline = transfer.deadline().into();
-        step = match tokio::time::timeout_at(deadline, socket.recv(&mut buffer)).await {
-            Err(_) => transfer.on_timeout(Instant::now()),
-            Ok(Ok(length)) => match Packet::parse(&buffer[..length]) {
-                Ok(packet) => transfer.on_packet(&packet, Instant::now()),
+        step = match line.wire.hear(&mut buffer, transfer.deadline()).await {
+            Ok(None) => transfer.on_timeout(Instant::now()),
+            Ok(Some(length)) => match Packet::parse(&buffer[..length]) {
+                Ok(packet) => {
+                    // It has our answer, so a request from now on is a new one.
+                    slot.heard();
+                    transfer.on_packet(&packet, Instant::now())
+                }
                 Err(_) => Step::Wait,
             },
             // The client closed its port: it went away without a word.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Step::Broken("the client closed its port".into())
             }
-            Ok(Err(error)) => return Err(error),
+            Err(error) => return Err(error),
         };
     }
 }
@@ -277,8 +363,8 @@ const BURST_SEGMENTS: usize = 64;
 const FRAME: usize = 1472;
 
 /// The way from content to wire.
-struct Line<'a> {
-    socket: &'a UdpSocket,
+struct Line {
+    wire: Wire,
     content: Content,
     block_size: usize,
     /// The kernel cuts one send into datagrams of this size.
@@ -286,10 +372,10 @@ struct Line<'a> {
     buffer: Vec<u8>,
 }
 
-impl<'a> Line<'a> {
-    fn new(socket: &'a UdpSocket, agreed: &Agreed, content: Content) -> Self {
+impl Line {
+    fn new(wire: Wire, agreed: &Agreed, content: Content) -> Self {
         Self {
-            socket,
+            wire,
             content,
             block_size: usize::from(agreed.block_size),
             segmented: false,
@@ -298,7 +384,7 @@ impl<'a> Line<'a> {
     }
 
     async fn send_options(&self, agreed: &Agreed) -> io::Result<()> {
-        self.socket
+        self.wire
             .send(&packet::encode_option_ack(&agreed.accepted))
             .await
             .map(drop)
@@ -323,7 +409,7 @@ impl<'a> Line<'a> {
             self.fill(next, blocks)
                 .await
                 .map_err(|error| format!("read: {error}"))?;
-            if let Err(error) = self.socket.send(&self.buffer).await {
+            if let Err(error) = self.wire.send(&self.buffer).await {
                 if !self.segmented {
                     // A full queue or a missing route: the timer tries again.
                     tracing::debug!(%error, "TFTP block not sent");
@@ -345,8 +431,7 @@ impl<'a> Line<'a> {
         } else {
             0
         };
-        let done = setsockopt(self.socket, sockopt::UdpGsoSegment, &size);
-        self.segmented = on && done.is_ok();
+        self.segmented = self.wire.segment(size) && on;
     }
 
     /// Puts `count` blocks with their headers into the buffer.
@@ -373,14 +458,20 @@ struct Active {
 
 #[derive(Default)]
 struct ActiveState {
-    peers: HashSet<SocketAddr>,
+    transfers: usize,
     clients: HashMap<IpAddr, usize>,
+    /// Requests whose answer the client may not have yet. The same request again
+    /// is a repetition. Afterwards it is a client that was switched off and on, and
+    /// whose boot ROM begins with the same port each time: it gets a transfer of
+    /// its own at once, and ends the old one itself with error 5 (RFC 1350, 4).
+    opening: HashMap<SocketAddr, Request>,
 }
 
 /// A place among the transfers under way; dropping it frees it.
 struct Slot {
     active: Arc<Active>,
     peer: SocketAddr,
+    request: Request,
 }
 
 impl Active {
@@ -391,13 +482,17 @@ impl Active {
         }
     }
 
-    /// Returns a place; `None` if the peer has one already.
-    fn enter(self: &Arc<Self>, peer: SocketAddr) -> Result<Option<Slot>, &'static str> {
+    /// Returns a place; `None` if the peer is being answered this very request.
+    fn enter(
+        self: &Arc<Self>,
+        peer: SocketAddr,
+        request: &Request,
+    ) -> Result<Option<Slot>, &'static str> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.peers.contains(&peer) {
+        if state.opening.get(&peer) == Some(request) {
             return Ok(None);
         }
-        if state.peers.len() >= self.limits.transfers {
+        if state.transfers >= self.limits.transfers {
             return Err("too many transfers at once, try again later");
         }
         let mine = state.clients.entry(peer.ip()).or_default();
@@ -405,28 +500,46 @@ impl Active {
             return Err("too many transfers at once from this address, try again later");
         }
         *mine += 1;
-        state.peers.insert(peer);
+        state.transfers += 1;
+        state.opening.insert(peer, request.clone());
         Ok(Some(Slot {
             active: Arc::clone(self),
             peer,
+            request: request.clone(),
         }))
+    }
+}
+
+impl Slot {
+    /// Takes note that the client has heard of the transfer.
+    fn heard(&self) {
+        self.state(|state| self.no_longer_opening(state));
+    }
+
+    fn no_longer_opening(&self, state: &mut ActiveState) {
+        if state.opening.get(&self.peer) == Some(&self.request) {
+            state.opening.remove(&self.peer);
+        }
+    }
+
+    fn state(&self, change: impl FnOnce(&mut ActiveState)) {
+        let state = self.active.state.lock();
+        change(&mut state.unwrap_or_else(PoisonError::into_inner));
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut state = self
-            .active
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        state.peers.remove(&self.peer);
-        if let Some(count) = state.clients.get_mut(&self.peer.ip()) {
-            *count -= 1;
-            if *count == 0 {
-                state.clients.remove(&self.peer.ip());
+        self.state(|state| {
+            self.no_longer_opening(state);
+            state.transfers -= 1;
+            if let Some(count) = state.clients.get_mut(&self.peer.ip()) {
+                *count -= 1;
+                if *count == 0 {
+                    state.clients.remove(&self.peer.ip());
+                }
             }
-        }
+        });
     }
 }
 
@@ -435,6 +548,7 @@ mod tests {
     use super::*;
     use crate::boot::{BootAnswer, BootFile, BootRequest};
     use std::path::PathBuf;
+    use std::time::Duration;
     use tokio::sync::mpsc;
 
     struct Folder {
@@ -504,6 +618,9 @@ mod tests {
         out
     }
 
+    /// Longer than the server goes on alone.
+    const SILENCE: Duration = Duration::from_secs(60);
+
     /// A client in lock-step or with windows that drops every `lose`-th datagram.
     async fn fetch(server: SocketAddr, options: &[(&str, &str)], lose: usize) -> Vec<u8> {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -514,8 +631,17 @@ mod tests {
         let mut buffer = vec![0; 70_000];
         let (mut out, mut block, mut size) = (Vec::new(), 0u16, 512);
         let (mut window, mut in_window, mut seen) = (1, 0, 0);
+        let mut transfer = None;
         loop {
-            let (length, peer) = socket.recv_from(&mut buffer).await.unwrap();
+            let heard = tokio::time::timeout(SILENCE, socket.recv_from(&mut buffer));
+            let Ok(heard) = heard.await else {
+                panic!("silence after block {block}, {} bytes", out.len());
+            };
+            let (length, peer) = heard.unwrap();
+            // Somebody who spoke to this port's last owner (RFC 1350, 4).
+            if *transfer.get_or_insert(peer) != peer {
+                continue;
+            }
             seen += 1;
             if lose > 0 && seen % lose == 0 {
                 continue;
@@ -694,5 +820,43 @@ mod tests {
             outcome(&mut bench).await,
             FileOutcome::Refused { .. }
         ));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_was_switched_off_in_mid_transfer_begins_anew_from_the_same_port() {
+        let bench = bench(Limits::default()).await;
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let request = read_request("boot.efi", &[("blksize", "1024")]);
+        let mut buffer = vec![0; 2048];
+        let begin = async |buffer: &mut Vec<u8>| {
+            client.send_to(&request, bench.server).await.unwrap();
+            let (length, from) = client.recv_from(buffer).await.unwrap();
+            assert_eq!(
+                buffer[..length],
+                packet::encode_option_ack(&[("blksize", 1024)])[..]
+            );
+            from
+        };
+        let first = begin(&mut buffer).await;
+        client.send_to(&[0, 4, 0, 0], first).await.unwrap();
+        let (_, from) = client.recv_from(&mut buffer).await.unwrap();
+        assert_eq!((from, &buffer[..4]), (first, &[0, 3, 0, 1][..]));
+        // Power off, power on; the boot ROM takes the same port.
+        let second = begin(&mut buffer).await;
+        assert_ne!(first, second, "a transfer of its own");
+        // A request that is repeated before its answer was heard is one request. The
+        // server has read it when it refuses what came to the same port behind it.
+        client.send_to(&request, bench.server).await.unwrap();
+        let writer = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let write = [&[0, 2][..], &request[2..]].concat();
+        writer.send_to(&write, bench.server).await.unwrap();
+        let (length, _) = writer.recv_from(&mut buffer).await.unwrap();
+        assert!(matches!(
+            Packet::parse(&buffer[..length]),
+            Ok(Packet::Error { .. })
+        ));
+        client.send_to(&[0, 4, 0, 0], second).await.unwrap();
+        let (_, from) = client.recv_from(&mut buffer).await.unwrap();
+        assert_eq!((from, &buffer[..4]), (second, &[0, 3, 0, 1][..]));
     }
 }

@@ -48,6 +48,11 @@ pub fn agree(options: &[(String, String)], length: u64, max_block: u16, max_wind
         let Ok(value) = value.trim().parse::<u64>() else {
             continue;
         };
+        // RFC 2347 allows each option once. What was told first holds: a client that
+        // reads another block size than it is sent takes the first block for the last.
+        if agreed.accepted.iter().any(|(have, _)| have == name) {
+            continue;
+        }
         let accepted = match name.as_str() {
             "blksize" if value >= *BLOCK_SIZES.start() => {
                 let size = value.min(u64::from(max_block)).min(*BLOCK_SIZES.end());
@@ -66,9 +71,7 @@ pub fn agree(options: &[(String, String)], length: u64, max_block: u16, max_wind
             "tsize" => ("tsize", length),
             _ => continue,
         };
-        if !agreed.accepted.iter().any(|(name, _)| *name == accepted.0) {
-            agreed.accepted.push(accepted);
-        }
+        agreed.accepted.push(accepted);
     }
     agreed
 }
@@ -432,6 +435,24 @@ mod tests {
                 "{asked:?}"
             );
         }
+    }
+
+    /// Found by the fuzzer: the first was told, and the last was used.
+    #[test]
+    fn of_an_option_that_stands_twice_the_one_that_is_told_is_used() {
+        let asked = [
+            ("blksize", "1024"),
+            ("windowsize", "8"),
+            ("timeout", "3"),
+            ("blksize", "512"),
+            ("windowsize", "1"),
+            ("timeout", "200"),
+        ];
+        let agreed = agree(&options(&asked), 99, 1468, 64);
+        assert_eq!((agreed.block_size, agreed.window), (1024, 8));
+        assert_eq!(agreed.timeout, Some(Duration::from_secs(3)));
+        let told = [("blksize", 1024), ("windowsize", 8), ("timeout", 3)];
+        assert_eq!(agreed.accepted, told);
     }
 
     #[test]

@@ -8,12 +8,11 @@ use edge::durable::{self, Mode};
 use edge::exit::Failure;
 use edge::out;
 
-use super::demo::Material;
-use super::{Options, check_host, in_laboratory};
+use super::Options;
+use super::demo::{Demo, Material};
 use crate::bench::{self, Figure};
-use crate::lab::story::{Output, Report, STEPS};
-use crate::lab::{isolation, prerequisites};
-use crate::story;
+use crate::lab::isolation;
+use crate::lab::story::Report;
 
 /// Tell the whole life once, build a release cold and warm, and print the seconds
 #[derive(Debug, Args)]
@@ -27,26 +26,10 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) async fn run(self, options: &Options) -> Result<ExitCode, Failure> {
-        let place = options.place(false);
-        let outside = !isolation::is_inside();
-        if outside {
-            check_host::prepare().await?;
-            prerequisites::sshd(&place.build.join("cache")).await?;
-        }
         let stage = self.material.stage(options);
-        let code = in_laboratory(&place, async |inside| {
-            let output = Output::detect();
-            let (report, world) =
-                story::tell(&inside, &stage, output, STEPS.last().copied()).await?;
-            drop(world);
-            Ok(if report.ok {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            })
-        })
-        .await?;
-        if !outside || code != ExitCode::SUCCESS {
+        let code = Demo::whole(self.material).run(options).await?;
+        // Inside, the story was all: releases are built on the host's network.
+        if isolation::is_inside() || code != ExitCode::SUCCESS {
             return Ok(code);
         }
         let path = options.build_dir.join("report.json");
@@ -55,6 +38,8 @@ impl Bench {
             .with_context(|| format!("{}: expected a report", path.display()))?;
         let mut figures = bench::of_story(&report);
         figures.extend(bench::builds(&stage)?);
+        let material = bench::compose::Material::of_story(&stage)?;
+        figures.extend(bench::compose::compose(&material).await?);
         let file = options.build_dir.join("figures.json");
         durable::write_json(&file, &figures, Mode::Public)?;
         if self.json {
@@ -66,12 +51,13 @@ impl Bench {
     }
 }
 
-fn table(figures: &[Figure]) -> String {
+pub(super) fn table(figures: &[Figure]) -> String {
     let cell = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.1}"));
     let mut text =
         String::from("| what | ours | peer | ours / peer | aim |\n|---|---|---|---|---|\n");
     for figure in figures {
-        let ratio = figure.peer.map(|peer| figure.ours / peer);
+        let peer = figure.peer.filter(|peer| *peer != 0.0);
+        let ratio = peer.map(|peer| figure.ours / peer);
         text.push_str(&format!(
             "| {} ({}) | {:.1} | {} | {} | {} |\n",
             figure.what,

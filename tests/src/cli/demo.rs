@@ -44,6 +44,14 @@ pub(super) struct Demo {
 }
 
 impl Demo {
+    /// The story to its end.
+    pub(super) fn whole(material: Material) -> Self {
+        Self {
+            material,
+            until: None,
+        }
+    }
+
     pub(super) async fn run(self, options: &Options) -> Result<ExitCode, Failure> {
         let place = options.place(false);
         if !crate::lab::isolation::is_inside() {

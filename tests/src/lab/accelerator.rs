@@ -7,7 +7,7 @@ use std::time::Duration;
 use edge::runner::Tool;
 
 use super::log::LogTail;
-use super::machine::firmware;
+use super::machine::ovmf;
 use super::process::Recipe;
 
 /// What runs a machine's processor.
@@ -36,7 +36,7 @@ impl Accelerator {
         let serial = folder.join("kvm-trial.serial.log");
         let log = folder.join("kvm-trial.log");
         let _ = std::fs::remove_file(&serial);
-        let firmware = firmware()?;
+        let firmware = ovmf()?;
         let tool = Tool::new("qemu-system-x86_64")
             .args([
                 "-machine", "q35", "-m", "128", "-accel", "kvm", "-cpu", "host",

@@ -1,4 +1,4 @@
-//! A machine: QEMU with OVMF firmware, network first in its boot order for its whole life.
+//! A machine: QEMU with real firmware, network first in its boot order for its whole life.
 //!
 //! A machine is hardware. It keeps its disks, its firmware's variables and its serial
 //! log over power cuts, and can be moved, copied and thrown away as a box can.
@@ -18,6 +18,10 @@ use super::log::LogTail;
 use super::network::Port;
 use super::process::{Process, Recipe};
 use super::qmp::{DiskUse, Qmp};
+use super::wait;
+
+/// How long a software TPM may take to start.
+const TPM_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a machine is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +40,25 @@ pub struct Hardware {
     pub processors: u32,
     /// The disks, in order.
     pub disks: Vec<Disk>,
+    /// Whether it has a TPM.
+    pub tpm: bool,
+    /// What starts it.
+    pub firmware: Firmware,
+}
+
+/// The firmware of a machine. Each boots the network first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// OVMF, which begins with PXE over IPv4.
+    Ovmf,
+    /// OVMF without PXE, which begins with UEFI HTTP boot over IPv4.
+    OvmfHttp,
+    /// OVMF that enforces Secure Boot once its variables hold keys.
+    OvmfSecureBoot,
+    /// SeaBIOS with the boot ROM that QEMU's network card brings: iPXE.
+    SeaBios,
+    /// AAVMF: the same as OVMF on an arm64 machine, which is always translated.
+    Aavmf,
 }
 
 /// One disk of a machine.
@@ -45,6 +68,28 @@ pub struct Disk {
     pub serial: String,
     /// Size in bytes. The image is sparse.
     pub size: u64,
+    /// How it is connected, and how it is.
+    pub kind: DiskKind,
+}
+
+/// The kinds of disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskKind {
+    /// A virtual disk, which says nothing of its health.
+    Virtio,
+    /// An NVMe disk that says that it is not reliable any more.
+    FailingNvme,
+}
+
+impl DiskKind {
+    /// QEMU's device.
+    fn device(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio-blk-pci",
+            // NVM Express, SMART log, critical warning: bit 2.
+            Self::FailingNvme => "nvme,smart_critical_warning=4",
+        }
+    }
 }
 
 /// A machine in the laboratory, on or off.
@@ -52,6 +97,8 @@ pub struct Disk {
 pub struct Machine {
     hardware: Hardware,
     folder: PathBuf,
+    /// The image of a stick in its USB port, which the firmware tries first.
+    stick: Option<PathBuf>,
     /// Resets in the lives before this power-on.
     earlier_resets: usize,
     power: Option<Power>,
@@ -60,38 +107,128 @@ pub struct Machine {
 #[derive(Debug)]
 struct Power {
     qemu: Process,
+    tpm: Option<Process>,
     qmp: Qmp,
     since: Instant,
 }
 
-/// The files of the OVMF firmware.
+/// The files of a firmware in flash memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Firmware {
+pub struct Flash {
     /// The program, read-only.
     pub code: PathBuf,
     /// The template of the variables, copied for each machine.
     pub variables: PathBuf,
 }
 
-/// Finds the firmware of Debian's package `ovmf`.
+/// Finds the firmware of Debian's package `ovmf`, without Secure Boot.
 ///
 /// # Errors
 /// It is not installed.
-pub fn firmware() -> anyhow::Result<Firmware> {
-    let folder = Path::new("/usr/share/OVMF");
-    let found = Firmware {
-        code: folder.join("OVMF_CODE_4M.fd"),
-        variables: folder.join("OVMF_VARS_4M.fd"),
+pub fn ovmf() -> anyhow::Result<Flash> {
+    flash("OVMF_CODE_4M.fd")
+}
+
+fn flash(code: &str) -> anyhow::Result<Flash> {
+    let found = files("/usr/share/OVMF", code, "OVMF_VARS_4M.fd");
+    found.ok_or_else(|| {
+        let missing = exit::marked(Kind::Environment, "no OVMF firmware in /usr/share/OVMF");
+        exit::hint(missing, "apt-get install ovmf, or run make setup")
+    })
+}
+
+fn aavmf() -> anyhow::Result<Flash> {
+    let found = files("/usr/share/AAVMF", "AAVMF_CODE.fd", "AAVMF_VARS.fd");
+    found.ok_or_else(|| {
+        let missing = exit::marked(Kind::Environment, "no AAVMF firmware in /usr/share/AAVMF");
+        exit::hint(missing, "apt-get install qemu-efi-aarch64")
+    })
+}
+
+fn files(folder: &str, code: &str, variables: &str) -> Option<Flash> {
+    let folder = Path::new(folder);
+    let found = Flash {
+        code: folder.join(code),
+        variables: folder.join(variables),
     };
-    if !found.code.exists() || !found.variables.exists() {
-        let missing = format!("no OVMF firmware in {}", folder.display());
-        let missing = exit::marked(Kind::Environment, missing);
-        return Err(exit::hint(
-            missing,
-            "apt-get install ovmf, or run make setup",
-        ));
+    (found.code.exists() && found.variables.exists()).then_some(found)
+}
+
+impl Firmware {
+    /// Finds its files; there are none where QEMU brings the firmware itself.
+    ///
+    /// # Errors
+    /// They are not installed.
+    pub fn flash(self) -> anyhow::Result<Option<Flash>> {
+        match self {
+            Self::Ovmf | Self::OvmfHttp => ovmf().map(Some),
+            Self::OvmfSecureBoot => flash("OVMF_CODE_4M.secboot.fd").map(Some),
+            Self::SeaBios => Ok(None),
+            Self::Aavmf => aavmf().map(Some),
+        }
     }
-    Ok(found)
+
+    /// The program that plays the machine.
+    fn emulator(self) -> &'static str {
+        match self {
+            Self::Aavmf => "qemu-system-aarch64",
+            Self::Ovmf | Self::OvmfHttp | Self::OvmfSecureBoot | Self::SeaBios => {
+                "qemu-system-x86_64"
+            }
+        }
+    }
+
+    /// QEMU's arguments for the processor, where `accelerator` runs those of the host's kind.
+    fn processor(self, accelerator: Accelerator) -> [&'static str; 4] {
+        match self {
+            Self::Aavmf => [
+                "-accel",
+                "tcg,thread=multi,tb-size=128",
+                "-cpu",
+                "cortex-a57",
+            ],
+            Self::Ovmf | Self::OvmfHttp | Self::OvmfSecureBoot | Self::SeaBios => {
+                accelerator.arguments()
+            }
+        }
+    }
+
+    /// QEMU's arguments, beside the flash memory.
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Ovmf => &["-machine", "q35"],
+            // Each other way is a minute of waiting for an answer that does not come.
+            Self::OvmfHttp => &[
+                "-machine",
+                "q35",
+                "-fw_cfg",
+                "name=opt/org.tianocore/IPv4PXESupport,string=n",
+                "-fw_cfg",
+                "name=opt/org.tianocore/IPv6PXESupport,string=n",
+            ],
+            // Or a program could write the variables behind the firmware's back.
+            Self::OvmfSecureBoot => &[
+                "-machine",
+                "q35,smm=on",
+                "-global",
+                "driver=cfi.pflash01,property=secure,value=on",
+                "-global",
+                "ICH9-LPC.disable_s3=1",
+            ],
+            // Without a screen SeaBIOS shows what a screen would on the serial line.
+            Self::SeaBios => &["-machine", "q35,graphics=off"],
+            Self::Aavmf => &["-machine", "virt"],
+        }
+    }
+
+    /// What becomes of the boot ROM of a network card.
+    fn rom(self) -> &'static str {
+        match self {
+            // Without a ROM the firmware's own network boot is what runs.
+            Self::Ovmf | Self::OvmfHttp | Self::OvmfSecureBoot | Self::Aavmf => ",romfile=",
+            Self::SeaBios => "",
+        }
+    }
 }
 
 impl Machine {
@@ -118,6 +255,7 @@ impl Machine {
             folder: std::path::absolute(folder)
                 .with_context(|| format!("make {} absolute", folder.display()))?,
             hardware,
+            stick: None,
             earlier_resets: 0,
             power: None,
         };
@@ -130,11 +268,25 @@ impl Machine {
             }
         }
         let variables = machine.variables();
-        if !variables.exists() {
-            std::fs::copy(firmware()?.variables, &variables)
+        let flash = machine.hardware.firmware.flash()?;
+        if let Some(flash) = flash.filter(|_| !variables.exists()) {
+            std::fs::copy(flash.variables, &variables)
                 .with_context(|| format!("make firmware variables {}", variables.display()))?;
         }
         Ok(machine)
+    }
+
+    /// Puts a stick into its USB port, to be chosen in the firmware's boot menu at each
+    /// power-on. The machine has to be off.
+    ///
+    /// # Errors
+    /// The machine is on, or the path has no absolute form.
+    pub fn plug_stick(&mut self, image: &Path) -> anyhow::Result<()> {
+        let name = &self.hardware.name;
+        ensure!(self.power.is_none(), "machine {name} is on");
+        let image = std::path::absolute(image);
+        self.stick = Some(image.context("name the stick's image")?);
+        Ok(())
     }
 
     /// What the machine is made of.
@@ -173,6 +325,30 @@ impl Machine {
         Path::new(RUN).join(format!("{}.console", self.hardware.name))
     }
 
+    fn tpm_socket(&self) -> PathBuf {
+        Path::new(RUN).join(format!("{}.tpm", self.hardware.name))
+    }
+
+    /// Switches the TPM on. Its state is the machine's for its whole life.
+    async fn start_tpm(&self) -> anyhow::Result<Process> {
+        let (state, socket) = (self.folder.join("tpm"), self.tpm_socket());
+        std::fs::create_dir_all(&state).context("make the folder of the TPM")?;
+        let _ = std::fs::remove_file(&socket);
+        let tool = Tool::new("swtpm")
+            .args(["socket", "--tpm2", "--terminate", "--tpmstate"])
+            .arg(format!("dir={}", state.display()))
+            .arg("--ctrl")
+            .arg(format!("type=unixio,path={}", socket.display()));
+        let name = format!("TPM of {}", self.hardware.name);
+        let mut process = Recipe::new(&name, tool, self.folder.join("tpm.log")).start()?;
+        wait::until("the TPM to listen", TPM_PATIENCE, || {
+            let listens = process.alive().map(|()| socket.exists().then_some(()));
+            async move { listens }
+        })
+        .await?;
+        Ok(process)
+    }
+
     /// A tail of the serial line, from now on.
     #[must_use]
     pub fn console(&self) -> LogTail {
@@ -208,7 +384,12 @@ impl Machine {
             .enumerate()
             .map(|(index, port)| port.netdev(&format!("net{index}")))
             .collect();
-        let tool = self.qemu(accelerator, &firmware()?, &netdevs, &socket);
+        let tpm = match self.hardware.tpm {
+            true => Some(self.start_tpm().await?),
+            false => None,
+        };
+        let flash = self.hardware.firmware.flash()?;
+        let tool = self.qemu(accelerator, flash.as_ref(), &netdevs, &socket);
         let recipe = Recipe::new(
             &format!("machine {name}"),
             tool,
@@ -220,7 +401,12 @@ impl Machine {
         for port in ports {
             port.join()?;
         }
-        self.power = Some(Power { qemu, qmp, since });
+        self.power = Some(Power {
+            qemu,
+            tpm,
+            qmp,
+            since,
+        });
         Ok(())
     }
 
@@ -232,6 +418,10 @@ impl Machine {
         if let Some(mut power) = self.power.take() {
             self.earlier_resets += power.qmp.count("RESET");
             power.qemu.kill().await?;
+            // Or its state would still be in use when the machine is powered on again.
+            if let Some(tpm) = &mut power.tpm {
+                tpm.kill().await?;
+            }
         }
         Ok(())
     }
@@ -320,9 +510,8 @@ impl Machine {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("make folder {}", folder.display()))?;
         let count = self.hardware.disks.len();
-        let files = (0..count)
-            .map(|index| self.disk(index))
-            .chain([self.variables()]);
+        let variables = Some(self.variables()).filter(|file| file.exists());
+        let files = (0..count).map(|index| self.disk(index)).chain(variables);
         for file in files {
             Tool::new("cp")
                 .args(["--sparse=always", "--reflink=auto", "--"])
@@ -351,7 +540,7 @@ impl Machine {
     fn qemu(
         &self,
         accelerator: Accelerator,
-        firmware: &Firmware,
+        flash: Option<&Flash>,
         netdevs: &[String],
         qmp: &Path,
     ) -> Tool {
@@ -363,33 +552,18 @@ impl Machine {
             memory,
             processors,
             disks,
+            tpm,
+            firmware,
         } = &self.hardware;
-        let mut tool = Tool::new("qemu-system-x86_64")
-            .args([
-                "-name",
-                name,
-                "-machine",
-                "q35",
-                "-nodefaults",
-                "-display",
-                "none",
-            ])
-            .args(accelerator.arguments())
+        let mut tool = Tool::new(firmware.emulator())
+            .args(["-name", name, "-nodefaults", "-display", "none"])
+            .args(firmware.arguments())
+            .args(firmware.processor(accelerator))
             .args(["-smp", &processors.to_string(), "-m", &memory.to_string()])
             .args(["-uuid", uuid])
             .arg("-smbios")
             .arg(format!(
                 "type=1,manufacturer=LeapServ,product=Laboratory,serial={serial},uuid={uuid}"
-            ))
-            .arg("-drive")
-            .arg(format!(
-                "if=pflash,unit=0,format=raw,readonly=on,file={}",
-                comma(&firmware.code)
-            ))
-            .arg("-drive")
-            .arg(format!(
-                "if=pflash,unit=1,format=raw,file={}",
-                comma(&self.variables())
             ))
             // Firmware since 2024 has no network boot without a source of randomness.
             .args(["-device", "virtio-rng-pci"])
@@ -402,11 +576,40 @@ impl Machine {
             .args(["-serial", "chardev:console"])
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", comma(qmp)));
+        if let Some(flash) = flash {
+            tool = tool
+                .arg("-drive")
+                .arg(format!(
+                    "if=pflash,unit=0,format=raw,readonly=on,file={}",
+                    comma(&flash.code)
+                ))
+                .arg("-drive")
+                .arg(format!(
+                    "if=pflash,unit=1,format=raw,file={}",
+                    comma(&self.variables())
+                ));
+        }
+        if *tpm {
+            tool = tool
+                .arg("-chardev")
+                .arg(format!("socket,id=tpm,path={}", comma(&self.tpm_socket())))
+                .args(["-tpmdev", "emulator,id=tpm,chardev=tpm"])
+                .args(["-device", "tpm-crb,tpmdev=tpm"]);
+        }
+        if let Some(stick) = &self.stick {
+            tool = tool
+                .args(["-device", "qemu-xhci,id=usb", "-drive"])
+                .arg(format!(
+                    "if=none,id=stick,format=raw,readonly=on,file={}",
+                    comma(stick)
+                ))
+                .arg("-device")
+                .arg("usb-storage,bus=usb.0,drive=stick,removable=on,bootindex=0");
+        }
         for (index, (mac, netdev)) in macs.iter().zip(netdevs).enumerate() {
-            // Without a ROM the firmware's own network boot is what runs.
-            let order = index + 1;
+            let (order, rom) = (index + 1, firmware.rom());
             tool = tool.args(["-netdev", netdev]).arg("-device").arg(format!(
-                "virtio-net-pci,netdev=net{index},mac={mac},bootindex={order},romfile="
+                "virtio-net-pci,netdev=net{index},mac={mac},bootindex={order}{rom}"
             ));
         }
         for (index, disk) in disks.iter().enumerate() {
@@ -420,7 +623,8 @@ impl Machine {
                 ))
                 .arg("-device")
                 .arg(format!(
-                    "virtio-blk-pci,id=disk{index},drive=drive{index},serial={},bootindex={order}",
+                    "{},id=disk{index},drive=drive{index},serial={},bootindex={order}",
+                    disk.kind.device(),
                     disk.serial
                 ));
         }
@@ -454,7 +658,10 @@ mod tests {
             disks: vec![Disk {
                 serial: "DISK0001".to_owned(),
                 size: 1 << 30,
+                kind: DiskKind::Virtio,
             }],
+            tpm: true,
+            firmware: Firmware::Ovmf,
         }
     }
 
@@ -464,10 +671,11 @@ mod tests {
         let machine = Machine {
             hardware: hardware(),
             folder: folder.path().join("a,b"),
+            stick: Some("/stick.img".into()),
             earlier_resets: 0,
             power: None,
         };
-        let firmware = Firmware {
+        let flash = Flash {
             code: "/code.fd".into(),
             variables: "/vars.fd".into(),
         };
@@ -475,7 +683,7 @@ mod tests {
         let line = machine
             .qemu(
                 Accelerator::Tcg,
-                &firmware,
+                Some(&flash),
                 &["tap,id=net0".to_owned()],
                 qmp,
             )
@@ -484,6 +692,11 @@ mod tests {
         assert!(line.contains("serial=DISK0001,bootindex=2"), "{line}");
         assert!(line.contains("a,,b/disk0.img"), "{line}");
         assert!(line.contains("type=1,manufacturer=LeapServ,product=Laboratory,serial=LS-0001"));
+        assert!(line.contains("-device tpm-crb,tpmdev=tpm"), "{line}");
+        assert!(
+            line.contains("drive=stick,removable=on,bootindex=0"),
+            "{line}"
+        );
         assert!(!line.contains("-kernel"));
     }
 

@@ -14,6 +14,7 @@ use edge::runner::Tool;
 
 use super::isolation::RUN;
 use super::log::LogTail;
+use super::loss::{End, Loss, Toll, Wire};
 use super::process::{Process, Recipe, run};
 
 /// A bridge with an address of ours, inside the laboratory's network namespace.
@@ -60,7 +61,17 @@ enum PortKind {
         /// The end of the pair that is not on the bridge.
         far: String,
         relay: Option<Box<Process>>,
+        loss: Option<Lossy>,
     },
+}
+
+/// What a lossy port loses, while a machine is on and before.
+#[derive(Debug)]
+struct Lossy {
+    loss: Loss,
+    wire: Option<Wire>,
+    /// What earlier lives of the machine lost.
+    earlier: Toll,
 }
 
 /// A running packet capture. Dropping it ends it.
@@ -81,6 +92,23 @@ impl Network {
         prefix: u8,
         wiring: Wiring,
     ) -> anyhow::Result<Self> {
+        Self::bridge(bridge, Some((address, prefix)), wiring).await
+    }
+
+    /// Makes a bridge that we have no address on: a network beside ours, which a router
+    /// leads to.
+    ///
+    /// # Errors
+    /// As `create`.
+    pub async fn beyond(bridge: &str, wiring: Wiring) -> anyhow::Result<Self> {
+        Self::bridge(bridge, None, wiring).await
+    }
+
+    async fn bridge(
+        bridge: &str,
+        own: Option<(Ipv4Addr, u8)>,
+        wiring: Wiring,
+    ) -> anyhow::Result<Self> {
         ensure!(
             super::isolation::is_inside(),
             "bridge {bridge}: expected to be inside a laboratory, not on the host's network"
@@ -88,12 +116,15 @@ impl Network {
         // With the usual delay of 15 s, firmware gives up on DHCP before a port forwards.
         let kind = ["type", "bridge", "forward_delay", "0", "stp_state", "0"];
         ip(&["link", "add", bridge], &kind).await?;
-        let with_prefix = format!("{address}/{prefix}");
-        ip(&["addr", "add", &with_prefix, "dev", bridge], &[]).await?;
+        if let Some((address, prefix)) = own {
+            let with_prefix = format!("{address}/{prefix}");
+            ip(&["addr", "add", &with_prefix, "dev", bridge], &[]).await?;
+        }
         ip(&["link", "set", bridge, "up"], &[]).await?;
         if wiring == Wiring::Socat {
             no_offload(bridge).await?;
         }
+        let (address, prefix) = own.unwrap_or((Ipv4Addr::UNSPECIFIED, 0));
         Ok(Self {
             bridge: bridge.to_owned(),
             address,
@@ -123,21 +154,51 @@ impl Network {
         ip(&["addr", "add", &with_prefix, "dev", &self.bridge], &[]).await
     }
 
+    /// Leads to a network behind a router on this one.
+    ///
+    /// # Errors
+    /// `ip` failed.
+    pub async fn route(&self, network: &str, router: Ipv4Addr) -> anyhow::Result<()> {
+        let router = router.to_string();
+        ip(&["route", "add", network, "via", &router], &[]).await
+    }
+
+    /// Removes the bridge. Ports and captures have to be gone before.
+    ///
+    /// # Errors
+    /// `ip` failed.
+    pub async fn remove(self) -> anyhow::Result<()> {
+        ip(&["link", "del", &self.bridge], &[]).await
+    }
+
     /// Makes a port. `name` is the interface's: at most 15 bytes.
     ///
     /// # Errors
     /// `ip`, `ethtool` or `socat` failed.
     pub async fn port(&self, name: &str) -> anyhow::Result<Port> {
+        self.plug(name, None).await
+    }
+
+    /// Makes a port that loses frames.
+    ///
+    /// # Errors
+    /// As `port`.
+    pub async fn lossy_port(&self, name: &str, loss: Loss) -> anyhow::Result<Port> {
+        self.plug(name, Some(loss)).await
+    }
+
+    async fn plug(&self, name: &str, loss: Option<Loss>) -> anyhow::Result<Port> {
         ensure!(
             name.len() < 16,
             "port {name}: an interface name has at most 15 bytes"
         );
         let kind = match self.wiring {
-            Wiring::Tap => {
+            Wiring::Tap if loss.is_none() => {
                 ip(&["tuntap", "add", "dev", name, "mode", "tap"], &[]).await?;
                 PortKind::Tap
             }
-            Wiring::Socat => self.socat(name).await?,
+            // Frames that are to be lost have to pass through our hands.
+            Wiring::Tap | Wiring::Socat => self.socat(name, loss).await?,
         };
         ip(&["link", "set", name, "master", &self.bridge], &[]).await?;
         ip(&["link", "set", name, "up"], &[]).await?;
@@ -173,7 +234,7 @@ impl Network {
         })
     }
 
-    async fn socat(&self, name: &str) -> anyhow::Result<PortKind> {
+    async fn socat(&self, name: &str, loss: Option<Loss>) -> anyhow::Result<PortKind> {
         let far = format!("{}-q", name.chars().take(13).collect::<String>());
         ip(
             &["link", "add", name],
@@ -183,7 +244,13 @@ impl Network {
         no_offload(name).await?;
         no_offload(&far).await?;
         ip(&["link", "set", &far, "up"], &[]).await?;
-        Ok(PortKind::Socat { far, relay: None })
+        let loss = loss.map(|loss| Lossy {
+            loss,
+            wire: None,
+            earlier: Toll::default(),
+        });
+        let relay = None;
+        Ok(PortKind::Socat { far, relay, loss })
     }
 }
 
@@ -232,9 +299,13 @@ impl Port {
 
     /// Clears what an earlier life of the machine left: QEMU makes its socket itself.
     pub(super) fn release(&mut self) {
-        let sockets = [self.socket("machine"), self.socket("wire")];
-        if let PortKind::Socat { relay, .. } = &mut self.kind {
+        let sockets = ["machine", "wire", "near", "cable"].map(|side| self.socket(side));
+        if let PortKind::Socat { relay, loss, .. } = &mut self.kind {
             *relay = None;
+            if let Some(lossy) = loss {
+                lossy.earlier = lossy.toll();
+                lossy.wire = None;
+            }
             for socket in sockets {
                 let _ = std::fs::remove_file(socket);
             }
@@ -245,9 +316,24 @@ impl Port {
     /// listens where it sends.
     pub(super) fn join(&mut self) -> anyhow::Result<()> {
         let log = Path::new(RUN).join(format!("{}.socat.log", self.interface));
-        let peer = self.socket("machine");
-        let bind = self.socket("wire");
-        if let PortKind::Socat { far, relay } = &mut self.kind {
+        let (machine, wire) = (self.socket("machine"), self.socket("wire"));
+        let (near, cable) = (self.socket("near"), self.socket("cable"));
+        if let PortKind::Socat { far, relay, loss } = &mut self.kind {
+            let (peer, bind) = match loss {
+                None => (machine, wire),
+                Some(lossy) => {
+                    let inner = End {
+                        own: wire,
+                        peer: machine,
+                    };
+                    let outer = End {
+                        own: near.clone(),
+                        peer: cable.clone(),
+                    };
+                    lossy.wire = Some(Wire::start(lossy.loss, inner, outer)?);
+                    (near, cable)
+                }
+            };
             let peer = format!("UNIX-SENDTO:{},bind={}", peer.display(), bind.display());
             let tool = Tool::new("socat").arg(format!("INTERFACE:{far}")).arg(peer);
             *relay = Some(Box::new(Recipe::new("socat", tool, &log).start()?));
@@ -255,8 +341,24 @@ impl Port {
         Ok(())
     }
 
+    /// What the port has carried and lost, where it is one that loses.
+    #[must_use]
+    pub fn toll(&self) -> Option<Toll> {
+        match &self.kind {
+            PortKind::Socat { loss, .. } => loss.as_ref().map(Lossy::toll),
+            PortKind::Tap => None,
+        }
+    }
+
     fn socket(&self, side: &str) -> PathBuf {
         Path::new(RUN).join(format!("{}.{side}", self.interface))
+    }
+}
+
+impl Lossy {
+    fn toll(&self) -> Toll {
+        let now = self.wire.as_ref().map(Wire::toll);
+        now.map_or(self.earlier, |now| self.earlier.and(now))
     }
 }
 
@@ -286,13 +388,13 @@ impl Capturing {
     }
 }
 
-async fn ip(arguments: &[&str], more: &[&str]) -> anyhow::Result<()> {
+pub(super) async fn ip(arguments: &[&str], more: &[&str]) -> anyhow::Result<()> {
     run("ip", arguments.iter().chain(more)).await.map(drop)
 }
 
 /// Frames that leave through a socket must be whole: checksums filled in, and never
 /// longer than the wire allows.
-async fn no_offload(interface: &str) -> anyhow::Result<()> {
+pub(super) async fn no_offload(interface: &str) -> anyhow::Result<()> {
     let off = [
         "tx", "off", "sg", "off", "tso", "off", "gso", "off", "gro", "off",
     ];

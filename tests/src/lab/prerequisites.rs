@@ -68,6 +68,12 @@ pub const NEEDS: &[Need] = &[
         "an outsider's look at data partitions",
     ),
     need("mkfs.vfat", "dosfstools", "system partitions"),
+    need(
+        "qemu-img",
+        "qemu-utils",
+        "an outsider's look at composed disks",
+    ),
+    need("zstd", "zstd", "an outsider's look at composed disks"),
     need("mmdebstrap", "mmdebstrap", "releases"),
     need("dpkg-deb", "dpkg", "releases"),
     need("xz", "xz-utils", "kernel modules of releases"),
@@ -77,6 +83,14 @@ pub const NEEDS: &[Need] = &[
         "the signatures of Debian's packages",
     ),
     need("cpio", "cpio", "the installer's first file system"),
+    need("openssl", "openssl", "new keys for Secure Boot"),
+    need(
+        "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
+        "ovmf",
+        "firmware that enforces Secure Boot",
+    ),
+    need("swtpm", "swtpm", "TPMs of the machines"),
+    need("dnsmasq", "dnsmasq-base", "the DHCP server of others"),
 ];
 
 /// Needed only by an ordinary user: root needs no mapping of users.
@@ -207,6 +221,20 @@ async fn unpacked_sshd(cache: &Path) -> anyhow::Result<PathBuf> {
     std::fs::rename(&tree, &root)
         .with_context(|| format!("put the file server into {}", root.display()))?;
     Ok(program)
+}
+
+/// Says what to install where a program of a single case is missing.
+///
+/// # Errors
+/// It is missing.
+pub fn require(program: &str, package: &str) -> anyhow::Result<()> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    if find(program, &path).is_some() {
+        return Ok(());
+    }
+    let missing = exit::marked(Kind::Environment, format!("no program {program}"));
+    let next = format!("apt-get install {package}, or run make setup");
+    Err(exit::hint(missing, next))
 }
 
 /// Finds a file by its whole path, or a program in the search path and in the folders of

@@ -14,13 +14,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 /// Names of the steps of the demo's story, in order.
-pub const STEPS: [&str; 10] = [
+pub const STEPS: [&str; 11] = [
     "sky",
     "release",
     "birth",
     "service",
     "backup",
     "update",
+    "component",
     "bad-release",
     "power-cut",
     "death",

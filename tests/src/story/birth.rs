@@ -1,17 +1,22 @@
 //! Step 3: a machine with an empty disk is born as the unit.
 
-use std::path::Path;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use edge::runner::Tool;
+use model::api::UnitView;
 
+use super::Stage;
 use super::centre::sky_url;
-use super::releases::{FIRST, root_hash};
+use super::matrix::type_code;
+use super::operator::Operator;
+use super::releases::{FIRST, STABLE, root_hash};
 use super::world::{Powered, UNIT, World, factory_address};
 use crate::lab::disk::DiskImage;
 use crate::lab::log::LogTail;
-use crate::lab::machine::{Disk, Hardware, Machine, mac};
+use crate::lab::machine::{Disk, DiskKind, Firmware, Hardware, Machine, mac};
 use crate::lab::pcap::{self, Capture};
 use crate::lab::process::Recipe;
 use crate::lab::server::{Ready, Server};
@@ -36,7 +41,10 @@ fn first_machine() -> Hardware {
         disks: vec![Disk {
             serial: "DISK0001".to_owned(),
             size: 16 << 30,
+            kind: DiskKind::Virtio,
         }],
+        tpm: false,
+        firmware: Firmware::Ovmf,
     }
 }
 
@@ -52,70 +60,143 @@ pub(super) fn second_machine() -> Hardware {
         disks: vec![Disk {
             serial: "DISK0002".to_owned(),
             size: 24 << 30,
+            kind: DiskKind::Virtio,
         }],
+        tpm: true,
+        firmware: Firmware::Ovmf,
     }
 }
 
 /// Starts the factory, powers a machine on, approves it and waits until it serves.
 pub(super) async fn birth(world: &mut World, step: &mut Step) -> anyhow::Result<()> {
-    start_factory(world, step).await?;
+    let site = Site {
+        folder: world.stage.build.join("factory"),
+        interface: world.network.interface(),
+        address: factory_address(),
+        dhcp: "mode = \"server\"\nnetwork = \"10.77.0.0/24\"\n\
+               pool = [\"10.77.0.100\", \"10.77.0.150\"]\n"
+            .to_owned(),
+        channel: STABLE,
+        local_boot: None,
+        log: world.stage.build.join("leap-provisioner.log"),
+    };
+    world.factory = Some(start_factory(&world.stage, &site, step).await?);
     let folder = world.stage.build.join("machines/houma-a");
     let machine = Machine::build(first_machine(), &folder)?;
     step.note("a machine with OVMF firmware, an empty disk and nothing else is powered on");
-    let mut powered = Powered::on(machine, &world.network, world.accelerator).await?;
-    let machine = &mut powered.machine;
-    let mut console = LogTail::from_start(&machine.serial_log());
-
-    let mut split = Split::default();
-    step.waiting("firmware: DHCP and TFTP from our servers");
-    machine
-        .says(&mut console, &["leapserv: installer"], PATIENCE)
-        .await?;
-    split.firmware(machine, world.capturing[0].file())?;
-    step.waiting("installer: facts to the factory");
-    machine
-        .says(&mut console, &["leapserv: code "], PATIENCE)
-        .await?;
-    split.mark("announce", machine.uptime());
-    let code = code_on_screen(&machine.serial_log())?;
-    step.evidence(format!(
-        "{:.0} s after power-on the machine waits, with code {code} on its screen",
-        machine.uptime().as_secs_f64()
-    ));
-    ensure!(
-        machine.disk_use(0).await?.written == 0,
-        "the disk was written before anyone approved"
-    );
-    step.evidence("its disk has not been written: there is no ticket");
-
-    world.machine = Some(powered);
-    world
-        .operator
-        .run(step, &["machine", "approve", &code, "--unit", UNIT])
-        .await?;
-    let machine = world.machine()?;
-    split.mark("approval", machine.uptime());
-    watch_installation(machine, &mut console, step, &mut split).await?;
-    let view = world.wait_for(step, &["in-service"], 300).await?;
-    let uptime = world.machine()?.uptime();
-    split.mark("enrol", uptime);
-    split.tell(step);
-    let check_in = view
-        .last_check_in
-        .context("the unit is in service and never checked in")?;
-    step.evidence(format!(
-        "{:.0} s after power-on: in service, release {}, slot {}, {}",
-        uptime.as_secs_f64(),
-        check_in.release,
-        check_in.slot,
-        check_in.addresses.join(" ")
-    ));
-    ensure!(
-        check_in.release.to_string() == FIRST,
-        "expected release {FIRST}"
-    );
+    let powered = Powered::on(machine, &world.network, world.accelerator).await?;
+    let powered = world.machine.insert(powered);
+    let birth = Birth {
+        operator: &world.operator,
+        unit: UNIT,
+        release: FIRST,
+        capture: world.capturing[0].file(),
+        fetched_by: FetchedBy::Tftp,
+        pass: None,
+    };
+    birth.watch(&mut powered.machine, step).await?;
     prove(world, step).await
 }
+
+/// How the firmware fetches the installer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FetchedBy {
+    /// By PXE.
+    Tftp,
+    /// By UEFI HTTP boot.
+    Http,
+    /// From a stick; its people type a one-time code.
+    Stick,
+}
+
+/// What is to be known of a birth to watch it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Birth<'a> {
+    pub(super) operator: &'a Operator,
+    pub(super) unit: &'a str,
+    /// The release that it is born with.
+    pub(super) release: &'a str,
+    /// The capture of the machine's network.
+    pub(super) capture: &'a Path,
+    pub(super) fetched_by: FetchedBy,
+    /// The one-time code, for an installer from a stick.
+    pub(super) pass: Option<&'a str>,
+}
+
+impl Birth<'_> {
+    /// Watches a machine with an empty disk from power-on until its unit is in service,
+    /// and approves it when its screen shows a code.
+    pub(super) async fn watch(
+        &self,
+        machine: &mut Machine,
+        step: &mut Step,
+    ) -> anyhow::Result<UnitView> {
+        let mut console = LogTail::from_start(&machine.serial_log());
+        let mut split = Split::default();
+        step.waiting("firmware: DHCP and the installer from our servers");
+        machine
+            .says(&mut console, &["leapserv: installer"], PATIENCE)
+            .await?;
+        match self.fetched_by {
+            FetchedBy::Tftp => split.firmware(machine, self.capture)?,
+            FetchedBy::Http => split.mark("firmware and download", machine.uptime()),
+            FetchedBy::Stick => {
+                split.mark("firmware and stick", machine.uptime());
+                let code = self.pass.context("a stick, and no one-time code")?;
+                type_code(machine, &mut console, self.unit, code, step).await?;
+                split.mark("network and code", machine.uptime());
+            }
+        }
+        step.waiting("installer: facts to the factory");
+        machine
+            .says(&mut console, &["leapserv: code "], PATIENCE)
+            .await?;
+        split.mark("announce", machine.uptime());
+        let code = code_on_screen(&machine.serial_log())?;
+        step.evidence(format!(
+            "{:.0} s after power-on the machine waits, with code {code} on its screen",
+            machine.uptime().as_secs_f64()
+        ));
+        ensure!(
+            machine.disk_use(0).await?.written == 0,
+            "the disk was written before anyone approved"
+        );
+        step.evidence("its disk has not been written: there is no ticket");
+
+        self.operator
+            .run(step, &["machine", "approve", &code, "--unit", self.unit])
+            .await?;
+        split.mark("approval", machine.uptime());
+        watch_installation(machine, &mut console, step, &mut split).await?;
+        let view = self
+            .operator
+            .wait_for(step, self.unit, &["in-service"], 300)
+            .await?;
+        let uptime = machine.uptime();
+        split.mark("enrol", uptime);
+        split.tell(step);
+        let check_in = view
+            .last_check_in
+            .as_ref()
+            .context("the unit is in service and never checked in")?;
+        step.evidence(format!(
+            "{:.0} s after power-on: in service, release {}, slot {}, {}",
+            uptime.as_secs_f64(),
+            check_in.release,
+            check_in.slot,
+            check_in.addresses.join(" ")
+        ));
+        ensure!(
+            check_in.release.to_string() == self.release,
+            "expected release {}",
+            self.release
+        );
+        Ok(view)
+    }
+}
+
+/// The part of a birth that begins when the installed kernel does.
+const KERNEL: &str = "start of the system";
 
 /// What the seconds from power-on to "in service" are spent on.
 #[derive(Debug, Default)]
@@ -148,9 +229,16 @@ impl Split {
     /// Gives the parts and their sum to the step.
     pub(super) fn tell(&self, step: &mut Step) {
         let mut begin = Duration::ZERO;
+        let mut kernel = None;
         for (part, end) in &self.ends {
+            if *part == KERNEL {
+                kernel = Some(begin);
+            }
             step.timing(part, end.saturating_sub(begin));
             begin = *end;
+        }
+        if let Some(kernel) = kernel {
+            step.timing("kernel start to in service", begin.saturating_sub(kernel));
         }
         step.timing("power-on to in service", begin);
     }
@@ -185,9 +273,14 @@ pub(super) async fn watch_installation(
             "all that was written is read back",
         ),
         (
+            "EFI stub: Loaded initrd",
+            "restart and firmware",
+            "restart: the network answers \"boot your disk\"",
+        ),
+        (
             "Started leap-updater.service",
-            "restart and boot",
-            "restart: the network answers \"boot your disk\", the system starts",
+            KERNEL,
+            "the system starts: kernel, initrd, systemd",
         ),
     ] {
         step.waiting(what);
@@ -212,26 +305,59 @@ pub(super) fn code_on_screen(serial: &Path) -> anyhow::Result<String> {
     Ok(line.chars().take(9).collect())
 }
 
-async fn start_factory(world: &mut World, step: &mut Step) -> anyhow::Result<()> {
-    let folder = world.stage.build.join("factory");
-    std::fs::create_dir_all(&folder).context("make the factory's folder")?;
+/// Where a factory is, and what it is told.
+#[derive(Debug)]
+pub(super) struct Site<'a> {
+    /// Folder of its files.
+    pub(super) folder: PathBuf,
+    /// The bench's interface.
+    pub(super) interface: &'a str,
+    /// Its address there.
+    pub(super) address: Ipv4Addr,
+    /// The section `dhcp` of its configuration.
+    pub(super) dhcp: String,
+    /// The channel whose release is born there.
+    pub(super) channel: &'a str,
+    /// The program that starts a machine's disk, where it is not the factory's own.
+    pub(super) local_boot: Option<PathBuf>,
+    /// Its log.
+    pub(super) log: PathBuf,
+}
+
+/// Starts a factory, and waits until it has an installer to give.
+pub(super) async fn start_factory(
+    stage: &Stage,
+    site: &Site<'_>,
+    step: &mut Step,
+) -> anyhow::Result<Server> {
+    let Site {
+        folder,
+        interface,
+        address,
+        dhcp,
+        channel,
+        local_boot,
+        log,
+    } = site;
+    std::fs::create_dir_all(folder).context("make the factory's folder")?;
     let absolute = |path: &Path| {
         std::path::absolute(path)
             .map(|path| path.display().to_string())
             .context("name a file")
     };
-    let sky = world.stage.build.join("sky");
+    let sky = stage.build.join("sky");
+    let local_boot = match local_boot {
+        Some(program) => format!("local_boot = {:?}\n", absolute(program)?),
+        None => String::new(),
+    };
     let config = format!(
-        "interface = {:?}\naddress = \"{}\"\nstate = {:?}\ncache = {:?}\nchannel = \"stable\"\n\
-         trust_root = {:?}\n\n[http]\nport = {FACTORY_PORT}\n\n\
-         [dhcp]\nmode = \"server\"\nnetwork = \"10.77.0.0/24\"\n\
-         pool = [\"10.77.0.100\", \"10.77.0.150\"]\n\n\
+        "interface = {interface:?}\naddress = \"{address}\"\nstate = {:?}\ncache = {:?}\n\
+         channel = {channel:?}\ntrust_root = {:?}\n{local_boot}\n\
+         [http]\nport = {FACTORY_PORT}\n\n[dhcp]\n{dhcp}\n\
          [sky]\nurl = {:?}\nca = {:?}\ntoken_file = {:?}\n",
-        world.network.interface(),
-        factory_address(),
         absolute(&folder.join("state"))?,
         absolute(&folder.join("cache"))?,
-        absolute(&world.stage.build.join("keys/trust-root.json"))?,
+        absolute(&stage.build.join("keys/trust-root.json"))?,
         sky_url(),
         absolute(&sky.join("ca.crt"))?,
         absolute(&sky.join("tokens/factory"))?,
@@ -240,15 +366,11 @@ async fn start_factory(world: &mut World, step: &mut Step) -> anyhow::Result<()>
     std::fs::write(&file, config).context("write the factory's configuration")?;
     let shown = file.display().to_string();
     step.command("leap-provisioner", ["run", "--config", &shown]);
-    let tool = Tool::new(world.program("leap-provisioner")).args(["run", "--config", &shown]);
-    let recipe = Recipe::new(
-        "leap-provisioner",
-        tool,
-        world.stage.build.join("leap-provisioner.log"),
-    );
-    let address = (factory_address(), FACTORY_PORT).into();
-    let server = Server::start(recipe, Ready::Port(address)).await?;
-    world.factory = Some(server);
+    let program = stage.programs.join("leap-provisioner");
+    let tool = Tool::new(program).args(["run", "--config", &shown]);
+    let recipe = Recipe::new("leap-provisioner", tool, log);
+    let ready = Ready::Port((*address, FACTORY_PORT).into());
+    let server = Server::start(recipe, ready).await?;
     // The installer has to be in the factory's cache before a machine asks for it.
     let cache = folder.join("cache");
     step.waiting("the factory fetches the release from the sky");
@@ -263,7 +385,7 @@ async fn start_factory(world: &mut World, step: &mut Step) -> anyhow::Result<()>
     .await?;
     step.rest();
     step.evidence("the factory serves DHCP, TFTP and HTTP on the bench");
-    Ok(())
+    Ok(server)
 }
 
 fn find(folder: &Path, name: &str) -> bool {

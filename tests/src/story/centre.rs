@@ -9,6 +9,7 @@ use edge::runner::Tool;
 
 use super::Stage;
 use super::operator::Operator;
+use super::releases::STABLE;
 use super::world::{
     CUSTOMER, UNIT, VAULTS, World, factory_address, files_address, sky_address, vault_address,
 };
@@ -22,8 +23,10 @@ use crate::lab::server::{Ready, Server};
 use crate::lab::sftp::{FileServer, USER, make_key, public_key};
 use crate::lab::story::Step;
 
-const SKY_PORT: u16 = 8443;
+pub(super) const SKY_PORT: u16 = 8443;
 const VAULT_PORT: u16 = 8444;
+/// The key of somebody who may log in to the units.
+const COLLEAGUE: &str = "settings/operator-key";
 
 /// Starts the centre and creates customer and unit.
 pub(super) async fn sky(inside: &Inside, stage: &Stage, step: &mut Step) -> anyhow::Result<World> {
@@ -63,46 +66,8 @@ pub(super) async fn sky(inside: &Inside, stage: &Stage, step: &mut Step) -> anyh
             ],
         )
         .await?;
-    operator
-        .run(
-            step,
-            &[
-                "unit",
-                "create",
-                UNIT,
-                "--profile",
-                "backup",
-                "--channel",
-                "stable",
-            ],
-        )
-        .await?;
-    let colleague = build.join("settings/operator-key");
-    make_key(&colleague).await?;
-    let settings = Settings {
-        hostname: "houma-1",
-        network: "mode = \"dhcp\"",
-        operator_key: public_key(&colleague)?,
-        share: files.share(),
-        host_key: files.host_key(),
-        albums: &["gallery"],
-    };
-    let file = build.join("settings/houma-1.toml");
-    settings.write(&file)?;
-    let shown = file.display().to_string();
-    operator
-        .run(step, &["unit", "configure", UNIT, &shown])
-        .await?;
-    let view = operator.ask(&["unit", "show", UNIT]).await?;
-    ensure!(
-        view["state"] == "unborn",
-        "expected an unborn unit, found {}",
-        view["state"]
-    );
-    step.evidence(format!(
-        "{UNIT} exists, unborn, with signed configuration generation {}",
-        view["configuration_generation"]
-    ));
+    make_key(&build.join(COLLEAGUE)).await?;
+    unit(stage, &operator, &files, step, UNIT, STABLE).await?;
     step.waiting("trying KVM");
     let accelerator = Accelerator::detect(&build.join("tmp")).await?;
     step.rest();
@@ -121,6 +86,53 @@ pub(super) async fn sky(inside: &Inside, stage: &Stage, step: &mut Step) -> anyh
         corpse: None,
         ghost: None,
     })
+}
+
+/// Creates a unit and configures it.
+pub(super) async fn unit(
+    stage: &Stage,
+    operator: &Operator,
+    files: &FileServer,
+    step: &mut Step,
+    unit: &str,
+    channel: &str,
+) -> anyhow::Result<()> {
+    let create = [
+        "unit",
+        "create",
+        unit,
+        "--profile",
+        "backup",
+        "--channel",
+        channel,
+    ];
+    operator.run(step, &create).await?;
+    let hostname = unit.rsplit('/').next().unwrap_or(unit);
+    let settings = Settings {
+        hostname,
+        network: "mode = \"dhcp\"",
+        operator_key: public_key(&stage.build.join(COLLEAGUE))?,
+        share: files.share(),
+        host_key: files.host_key(),
+        albums: &["gallery"],
+    };
+    let file = stage.build.join(format!("settings/{hostname}.toml"));
+    settings.write(&file)?;
+    let shown = file.display().to_string();
+    operator
+        .run(step, &["unit", "configure", unit, &shown])
+        .await?;
+    let view = operator.ask(&["unit", "show", unit]).await?;
+    ensure!(
+        view["state"] == "unborn",
+        "expected an unborn unit, found {}",
+        view["state"]
+    );
+    step.evidence(format!(
+        "{unit} exists, unborn, with signed configuration generation {}",
+        view["configuration_generation"]
+    ));
+    Ok(())
 }
 
 fn remove(folder: &Path) -> anyhow::Result<()> {
@@ -183,7 +195,7 @@ async fn start_sky(stage: &Stage, step: &mut Step) -> anyhow::Result<(Operator, 
         &keys,
         &sky.join("ca.crt"),
         &sky.join("tokens/operator"),
-    );
+    )?;
     Ok((operator, server))
 }
 

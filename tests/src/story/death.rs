@@ -1,4 +1,4 @@
-//! Steps 9 and 10: rebirth on other hardware, and the dead machine that wakes up.
+//! Steps 10 and 11: rebirth on other hardware, and the dead machine that wakes up.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ pub(super) async fn rebirth(world: &mut World, step: &mut Step) -> anyhow::Resul
     let folder = world.stage.build.join("machines/houma-b");
     let machine = Machine::build(hardware, &folder)?;
     step.note(&format!(
-        "another machine, {serial}, with a larger disk is powered on"
+        "another machine, {serial}, with a TPM and a larger disk is powered on"
     ));
     let mut powered = Powered::on(machine, &world.network, world.accelerator).await?;
     let mut console = LogTail::from_start(&powered.machine.serial_log());
@@ -60,6 +60,11 @@ pub(super) async fn rebirth(world: &mut World, step: &mut Step) -> anyhow::Resul
         .says(&mut console, &["leapserv: installer"], PATIENCE)
         .await?;
     split.firmware(&powered.machine, world.capturing[0].file())?;
+    powered
+        .machine
+        .says(&mut console, &["leapserv: keys: made in the TPM"], PATIENCE)
+        .await?;
+    step.evidence("it has a TPM: its keys are made in it, and its ticket asks for the proof");
     watch_installation(&mut powered.machine, &mut console, step, &mut split).await?;
     step.waiting("leapctl follows until the unit is in service");
     let ended = replace.wait(Duration::from_secs(600)).await?;

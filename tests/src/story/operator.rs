@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use edge::runner::Tool;
+use model::api::UnitView;
 use serde_json::Value;
 
 use crate::lab::story::Step;
@@ -18,20 +19,33 @@ pub(crate) struct Operator {
 
 impl Operator {
     /// An operator whose keys lie in `keys`.
-    pub(crate) fn new(programs: &Path, sky: &str, keys: &Path, ca: &Path, token: &Path) -> Self {
-        let text = |path: &Path| path.display().to_string();
+    ///
+    /// # Errors
+    /// The folder that we run in has no name.
+    pub(crate) fn new(
+        programs: &Path,
+        sky: &str,
+        keys: &Path,
+        ca: &Path,
+        token: &Path,
+    ) -> anyhow::Result<Self> {
+        // The same paths serve in a shell that stands elsewhere.
+        let absolute = |path: &Path| {
+            let path = std::path::absolute(path).context("name the operator's files")?;
+            anyhow::Ok(path.display().to_string())
+        };
         let environment = [
             ("LEAPCTL_SKY", sky.to_owned()),
-            ("LEAPCTL_KEYS", text(keys)),
-            ("LEAPCTL_CA", text(ca)),
-            ("LEAPCTL_TOKEN_FILE", text(token)),
+            ("LEAPCTL_KEYS", absolute(keys)?),
+            ("LEAPCTL_CA", absolute(ca)?),
+            ("LEAPCTL_TOKEN_FILE", absolute(token)?),
         ];
-        Self {
+        Ok(Self {
             program: programs.join("leapctl"),
             environment: environment
                 .map(|(name, value)| (name.to_owned(), value))
                 .into(),
-        }
+        })
     }
 
     /// The environment that makes `leapctl` work in a shell of the laboratory.
@@ -54,6 +68,24 @@ impl Operator {
         let answer = self.ask(arguments).await;
         step.rest();
         answer
+    }
+
+    /// Waits for conditions of a unit, and returns the unit.
+    pub(crate) async fn wait_for(
+        &self,
+        step: &mut Step,
+        unit: &str,
+        conditions: &[&str],
+        seconds: u32,
+    ) -> anyhow::Result<UnitView> {
+        let timeout = seconds.to_string();
+        let mut arguments = vec!["unit", "show", unit];
+        for condition in conditions {
+            arguments.extend(["--wait", condition]);
+        }
+        arguments.extend(["--timeout", &timeout]);
+        let answer = self.run(step, &arguments).await?;
+        serde_json::from_value(answer).context("unit show: expected a unit")
     }
 
     /// Runs a command without showing it, and returns its answer.

@@ -189,7 +189,8 @@ pub(super) async fn backup(world: &mut World, step: &mut Step) -> anyhow::Result
     Ok(())
 }
 
-fn summary(answer: &serde_json::Value) -> String {
+/// What a command's report says.
+pub(super) fn summary(answer: &serde_json::Value) -> String {
     answer["report"]["message"]
         .as_str()
         .unwrap_or("done")

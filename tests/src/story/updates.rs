@@ -1,4 +1,4 @@
-//! Steps 6 to 8: a good release, a bad one, and a power cut.
+//! Steps 6 to 9: a good release, another component, a bad release, and a power cut.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,9 +6,11 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 
 use super::birth::slot_holds;
-use super::releases::{BAD, FURTHER, GOOD, publish};
-use super::world::World;
+use super::releases::{BAD, FURTHER, GOOD, STABLE, publish, publish_folder, revise};
+use super::service::summary;
+use super::world::{UNIT, World};
 use crate::lab::disk::DiskImage;
+use crate::lab::isolation::Inside;
 use crate::lab::story::Step;
 use crate::lab::wait;
 
@@ -47,6 +49,62 @@ pub(super) async fn good(world: &mut World, step: &mut Step) -> anyhow::Result<(
     .await?;
     step.evidence(format!("ESP, read from outside: {}", entries.join(" ")));
     slot_holds(world, step, &last.slot.to_string(), GOOD).await
+}
+
+/// The backup engine alone is replaced, and the machine does not restart.
+pub(super) async fn component(
+    inside: &Inside,
+    world: &mut World,
+    step: &mut Step,
+) -> anyhow::Result<()> {
+    let resets = world.machine()?.resets();
+    let folder = revise(inside, world, step, GOOD).await?;
+    publish_folder(world, step, &folder, STABLE).await?;
+    step.waiting("the unit takes the component");
+    let patience = Duration::from_secs(300);
+    let last = wait::until("the revision in service", patience, || async {
+        let last = world.unit().await?.last_check_in;
+        Ok(last.filter(|last| last.revision == 1))
+    })
+    .await?;
+    step.rest();
+    ensure!(
+        last.release.to_string() == GOOD && last.update.rejected.is_empty(),
+        "{} runs, rejected: {:?}",
+        last.release,
+        last.update.rejected
+    );
+    for check in &last.checks {
+        ensure!(check.ok, "health check {}: {}", check.name, check.message);
+    }
+    let components = last.checks.iter().find(|check| check.name == "components");
+    let components = components.context("no check tells of the components")?;
+    ensure!(
+        components.message == "backup 0.1.1",
+        "active components: {}",
+        components.message
+    );
+    ensure!(
+        world.machine()?.resets() == resets,
+        "the machine has restarted"
+    );
+    step.evidence(format!(
+        "release {} revision 1 in service without a restart: {}, each block of it under dm-verity",
+        last.release, components.message
+    ));
+    // The new engine works, and with what the old one wrote.
+    let answer = world
+        .operator
+        .run(
+            step,
+            &["backup", "run", UNIT, "--source", "gallery", "--wait"],
+        )
+        .await?;
+    step.evidence(format!(
+        "the new engine goes on with the old one's repository: {}",
+        summary(&answer)
+    ));
+    Ok(())
 }
 
 /// A bad release is tried, given up, and not tried again.

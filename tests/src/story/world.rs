@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use model::api::UnitView;
@@ -75,12 +75,22 @@ pub(crate) struct Powered {
 impl Powered {
     /// Plugs a machine in and powers it on.
     pub(crate) async fn on(
-        mut machine: Machine,
+        machine: Machine,
         network: &Network,
         accelerator: Accelerator,
     ) -> anyhow::Result<Self> {
         let name = format!("{}-0", machine.hardware().name);
-        let mut ports = vec![network.port(&name).await?];
+        let port = network.port(&name).await?;
+        Self::plugged(machine, port, accelerator).await
+    }
+
+    /// Powers a machine on whose one plug is in this port.
+    pub(crate) async fn plugged(
+        mut machine: Machine,
+        port: Port,
+        accelerator: Accelerator,
+    ) -> anyhow::Result<Self> {
+        let mut ports = vec![port];
         machine.power_on(accelerator, &mut ports).await?;
         Ok(Self { machine, ports })
     }
@@ -95,11 +105,6 @@ impl Powered {
     }
 }
 
-fn absolute(path: &Path) -> anyhow::Result<String> {
-    let path = std::path::absolute(path).with_context(|| format!("name {}", path.display()))?;
-    Ok(path.display().to_string())
-}
-
 impl World {
     /// The variables that make `leapctl` work in a shell of the laboratory, wherever that
     /// stands.
@@ -107,20 +112,12 @@ impl World {
     /// # Errors
     /// The folder that we run in has no name.
     pub fn environment(&self) -> anyhow::Result<BTreeMap<String, String>> {
-        let mut environment = BTreeMap::new();
-        for (name, value) in self.operator.environment() {
-            let value = if value.contains("://") {
-                value.clone()
-            } else {
-                absolute(Path::new(value))?
-            };
-            environment.insert(name.clone(), value);
-        }
-        let programs = absolute(&self.stage.programs)?;
+        let mut environment = self.operator.environment().clone();
+        let programs = std::path::absolute(&self.stage.programs).context("name the programs")?;
         let (search, path) = search_path();
         environment.insert(
             search.to_owned(),
-            format!("{programs}:{}", path.to_string_lossy()),
+            format!("{}:{}", programs.display(), path.to_string_lossy()),
         );
         Ok(environment)
     }
@@ -138,14 +135,9 @@ impl World {
         conditions: &[&str],
         seconds: u32,
     ) -> anyhow::Result<UnitView> {
-        let timeout = seconds.to_string();
-        let mut arguments = vec!["unit", "show", UNIT];
-        for condition in conditions {
-            arguments.extend(["--wait", condition]);
-        }
-        arguments.extend(["--timeout", &timeout]);
-        let answer = self.operator.run(step, &arguments).await?;
-        serde_json::from_value(answer).context("unit show: expected a unit")
+        self.operator
+            .wait_for(step, UNIT, conditions, seconds)
+            .await
     }
 
     /// The machine that serves as the unit now.

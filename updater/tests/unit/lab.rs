@@ -20,7 +20,8 @@ use model::configuration::{
     Backup, Configuration, Maintenance, Network, Retention, Schedule, Settings,
 };
 use model::release::{
-    Artifact, ChannelPointer, Component, CustomerLayer, ReleaseManifest, Segment, SegmentedImage,
+    Artifact, ChannelPointer, Component, CustomerLayer, HashTree, ReleaseManifest, Segment,
+    SegmentedImage, manifest_path,
 };
 use model::secrets::{SealedSecrets, UnitSecrets};
 use model::trust::RoleKeys;
@@ -151,7 +152,8 @@ pub(crate) fn release(number: u8) -> Release {
     };
     let manifest = ReleaseManifest {
         version: format!("2026.11.{number}").parse().unwrap(),
-        architecture: "amd64".into(),
+        revision: 0,
+        architecture: model::Architecture::Amd64,
         root_hash: Digest::of(&[number]),
         root,
         verity,
@@ -161,9 +163,15 @@ pub(crate) fn release(number: u8) -> Release {
         components: vec![Component {
             name: "backup".into(),
             version: format!("0.{number}.0"),
-            image: artifact("components/backup.raw", format!("backup engine {number}")),
+            image: artifact(
+                "components/backup.raw",
+                format!("backup engine {number} for this system"),
+            ),
+            verity: hash_tree(&format!("backup engine {number} for this system")),
         }],
+        documents: Vec::new(),
         tries: 3,
+        secure_boot: None,
     };
     Release {
         bytes: serde_json::to_vec(&engineer().sign(&manifest)).unwrap(),
@@ -172,10 +180,67 @@ pub(crate) fn release(number: u8) -> Release {
     }
 }
 
+/// Stands for the hash tree behind a component's content.
+fn hash_tree(content: &str) -> Option<HashTree> {
+    Some(HashTree {
+        root_hash: Digest::of(content.as_bytes()),
+        offset: 4096,
+    })
+}
+
+/// A revision of a release: the same but for its components, each of name, path and content.
+pub(crate) fn revision(of: &Release, number: u32, components: &[[&str; 3]]) -> Release {
+    let mut manifest = of.manifest.clone();
+    let mut files = of.files.clone();
+    manifest.revision = number;
+    manifest.components = components
+        .iter()
+        .map(|[name, path, content]| {
+            files.insert((*path).to_owned(), content.as_bytes().to_vec());
+            Component {
+                name: (*name).into(),
+                version: format!("0.{number}.0"),
+                image: Artifact {
+                    path: (*path).into(),
+                    size: content.len() as u64,
+                    sha256: Digest::of(content.as_bytes()),
+                },
+                verity: hash_tree(content),
+            }
+        })
+        .collect();
+    signed(manifest, files, &engineer())
+}
+
+pub(crate) fn signed(
+    manifest: ReleaseManifest,
+    files: BTreeMap<String, Vec<u8>>,
+    signer: &Signer,
+) -> Release {
+    Release {
+        bytes: serde_json::to_vec(&signer.sign(&manifest)).unwrap(),
+        manifest,
+        files,
+    }
+}
+
+pub(crate) fn engineers_signature(
+    manifest: ReleaseManifest,
+    files: BTreeMap<String, Vec<u8>>,
+) -> Release {
+    signed(manifest, files, &engineer())
+}
+
 pub(crate) fn layer(customer: &str) -> Vec<u8> {
+    choosing_layer(customer, None)
+}
+
+/// A customer's layer that chooses components.
+pub(crate) fn choosing_layer(customer: &str, components: Option<&[&str]>) -> Vec<u8> {
     let layer = CustomerLayer {
         customer: customer.parse().unwrap(),
         version: 1,
+        components: components.map(|names| names.iter().map(|&name| name.into()).collect()),
         image: Artifact {
             path: "layer.raw".into(),
             size: 5,
@@ -285,6 +350,7 @@ impl Sky {
             channel: "stable".into(),
             version,
             release: folder,
+            revision: release.manifest.revision,
             manifest,
             expires: jiff::Timestamp::MAX,
         };
@@ -294,7 +360,7 @@ impl Sky {
                     .files
                     .insert(format!("{folder}/{path}"), bytes.to_vec());
             };
-            put("manifest.json", &release.bytes);
+            put(&manifest_path(release.manifest.revision), &release.bytes);
             for (path, bytes) in &release.files {
                 put(path, bytes);
             }
@@ -500,9 +566,53 @@ impl Unit {
     }
 
     fn programs(&self) {
-        for name in ["systemctl", "systemd-sysext", "systemd-confext"] {
-            self.program(name, "");
-        }
+        self.program("systemd-confext", "");
+        // A loop device is as good as the file itself, and never opened for writing.
+        self.program(
+            "losetup",
+            r#"case "$*" in
+               "--find --show --read-only "*) echo $4 ;;
+               "--detach "*) ;;
+               *) exit 1 ;;
+               esac"#,
+        );
+        // The kernel's part: a device shows what its root hash is of, and only that.
+        self.program(
+            "veritysetup",
+            r#"devices=$LEAP_ROOT/dev/mapper
+               mkdir -p $devices
+               case "$1" in
+               open) sha256sum $4 | grep -q $5 && test $6 = --hash-offset=4096 && ln -s $4 $devices/$3 ;;
+               close) test $2 = --deferred && rm $devices/$3 ;;
+               esac"#,
+        );
+        self.program(
+            "mount",
+            r#"test $1 = -t && test $2 = erofs || exit 1
+               grep -qs "no image" $5 && exit 1
+               cp $5 $6/image"#,
+        );
+        self.program("umount", "rm $1/image");
+        // Merging shows what systemd would: each extension's own file, and a unit of its name.
+        self.program(
+            "systemd-sysext",
+            r#"usr=$LEAP_ROOT/usr/lib
+               grep -l "no identity" $LEAP_ROOT/run/extensions/*/image >&2 2> /dev/null && exit 1
+               rm -rf $usr/extension-release.d $usr/systemd/system
+               mkdir -p $usr/extension-release.d $usr/systemd/system
+               for link in $LEAP_ROOT/run/extensions/*; do
+                   grep -qs "for this system" $link/image || continue
+                   touch $usr/extension-release.d/extension-release.$(basename $link)
+                   touch $usr/systemd/system/$(basename $link).service
+               done"#,
+        );
+        // A service does not run when its component says so.
+        self.program(
+            "systemctl",
+            r#"case "$1" in
+               is-active) ! grep -qs "falls over" $LEAP_ROOT/run/extensions/$(basename $3 .service)/image ;;
+               esac"#,
+        );
         // networkd: reads its file, and an address from nowhere cuts the unit off.
         self.program(
             "networkctl",
@@ -601,7 +711,7 @@ impl Unit {
     /// What a restart of the machine does to the file system.
     pub(crate) fn restart(&mut self) {
         self.boots += 1;
-        for path in ["/run", "/net"] {
+        for path in ["/run", "/net", "/dev"] {
             drop(fs::remove_dir_all(self.at(path)));
         }
         self.put("/proc/sys/kernel/hostname", "leapserv\n");
@@ -611,11 +721,33 @@ impl Unit {
         );
     }
 
+    /// Ends the unit's boot well: its gate has passed.
+    pub(crate) fn pass_gate(&self) {
+        let site = self.site();
+        let gate = serde_json::json!({
+            "last": {
+                "release": site.release().unwrap(),
+                "boot_id": site.boot_id().unwrap(),
+                "passed": true,
+                "checks": [],
+                "time": edge::clock::now(),
+            },
+            "failed": {},
+        });
+        let path = site.state("gate.json");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, gate.to_string()).unwrap();
+    }
+
     pub(crate) fn start(&self) -> Daemon {
+        self.start_with_gate_of(60)
+    }
+
+    pub(crate) fn start_with_gate_of(&self, gate_seconds: u32) -> Daemon {
         let stop = CancellationToken::new();
         let config = Config {
             confirm_seconds: 5,
-            gate_seconds: 60,
+            gate_seconds,
         };
         let task = updater::daemon::run(self.site(), Some(self.disk.clone()), config, stop.clone());
         Daemon {
@@ -631,15 +763,9 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
+    /// Leaves everything where it is, as a power cut does.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap();
-    }
-
-    /// As a power cut does: nothing is completed.
-    pub(crate) async fn kill(self) {
-        self.task.abort();
-        self.stop.cancel();
-        drop(self.task.await);
     }
 }

@@ -5,6 +5,7 @@
     reason = "helpers of tests, which clippy.toml's exception does not reach"
 )]
 
+mod components;
 mod lab;
 
 use std::fs;
@@ -115,7 +116,7 @@ async fn a_power_cut_during_a_trial_ends_with_the_confirmed_generation() {
     sky.with(|s| s.configuration = Some(configuration(&unit, 2, cut)));
     let trial = unit.at("/var/lib/leapserv/configuration/trial.json");
     eventually("the trial", || trial.exists() && unit.hostname() == "two").await;
-    daemon.kill().await;
+    daemon.stop().await;
     sky.with(|s| s.configuration = None);
     unit.restart();
     let found = updater::activate::activate(&unit.site(), edge::clock::now()).unwrap();
@@ -277,7 +278,7 @@ async fn an_update_goes_on_after_a_power_cut_and_one_that_fails_is_not_tried_aga
         sky.seen(|c| c.update.segments_done >= 16)
     })
     .await;
-    daemon.kill().await;
+    daemon.stop().await;
     assert_eq!(unit.entries(), ["leapserv_2026.11.1.efi"]);
 
     sky.with(|s| {
@@ -424,9 +425,12 @@ fn only_what_is_signed_is_activated() {
     let activate = || updater::activate::activate(&unit.site(), edge::clock::now()).unwrap();
     let found = activate();
     assert!(found.iter().all(|one| one.ok), "{found:?}");
-    let component = unit.at("/run/extensions/leap-backup.raw");
-    let layer = unit.at("/run/confexts/leap-customer.raw");
-    assert_eq!(fs::read(&component).unwrap(), b"backup engine 1");
+    let component = unit.at("/run/extensions/leap-backup/image");
+    let layer = unit.at("/run/confexts/leap-customer/image");
+    assert_eq!(
+        fs::read(&component).unwrap(),
+        b"backup engine 1 for this system"
+    );
     assert_eq!(fs::read(&layer).unwrap(), b"layer");
     assert_eq!(unit.log("systemd-sysext"), ["refresh"]);
     assert_eq!(unit.log("systemd-confext"), ["refresh"]);

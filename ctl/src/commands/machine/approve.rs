@@ -47,16 +47,16 @@ pub(crate) struct Args {
 pub(crate) struct TicketArgs {
     /// The disk to erase, by serial or path; else the smallest fixed one of at least 12 GiB
     #[arg(long, value_name = "SERIAL|PATH")]
-    disk: Option<String>,
+    pub(crate) disk: Option<String>,
     /// Erase the disk although it holds data that is not ours
     #[arg(long)]
-    erase_foreign: bool,
+    pub(crate) erase_foreign: bool,
     /// The release to install; else the one that the unit's channel offers
     #[arg(long, value_name = "VERSION")]
-    release: Option<ReleaseVersion>,
+    pub(crate) release: Option<ReleaseVersion>,
     /// How long the ticket may be used
     #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = duration)]
-    valid: SignedDuration,
+    pub(crate) valid: SignedDuration,
 }
 
 /// All that is needed to sign a ticket, found before anything was changed.
@@ -82,7 +82,10 @@ impl<'a> Permission<'a> {
                 let channel = &unit.channel;
                 let signed = sky.channel(channel).await?;
                 let pointer = believe(root, &signed, &format!("channel {channel}"))?;
-                (pointer.release, Some(pointer.manifest))
+                // A machine is born with the release as it was first published; as a
+                // unit it takes the revision of its components.
+                let expected = (pointer.revision == 0).then_some(pointer.manifest);
+                (pointer.release, expected)
             }
         };
         let failed =
@@ -206,6 +209,44 @@ fn judge(name: &MachineName, unit: &UnitName, machines: &[MachineView]) -> Judge
     }
 }
 
+/// A unit that has lived is replaced, with its secrets, and never born again.
+pub(crate) fn refuse_lived(unit: &UnitView) -> Result<(), Failure> {
+    // Whether an unhealthy unit has ever lived, the sky alone knows.
+    if matches!(unit.state, UnitState::InService | UnitState::Rebirth) {
+        return Err(Failure::new(
+            Kind::Refused,
+            hint(
+                anyhow!("unit {}: has lived already", unit.unit),
+                format!("leapctl unit replace {} --machine CODE", unit.unit),
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Makes `machine` the first machine of `unit`: begins an incarnation unless one
+/// waits for a machine, signs the ticket and hands it over.
+pub(crate) async fn approve(
+    sky: &Sky,
+    permission: &Permission<'_>,
+    unit: &UnitView,
+    machine: &MachineView,
+) -> Result<(Incarnation, BirthTicket), Failure> {
+    // Refuses what it can before an incarnation is begun.
+    permission.ticket(machine, &unit.unit, unit.incarnation)?;
+    let machines = sky.machines().await?;
+    let incarnation = match replacement::unborn_incarnation(unit, &machines) {
+        Some(incarnation) => incarnation,
+        None => {
+            let begun = sky.begin_incarnation(&unit.unit, IncarnationReason::Birth);
+            begun.await?.incarnation
+        }
+    };
+    let ticket = permission.ticket(machine, &unit.unit, incarnation)?;
+    permission.give(sky, machine, &ticket).await?;
+    Ok((incarnation, ticket))
+}
+
 /// What was permitted.
 #[derive(Debug, Serialize)]
 pub(crate) struct Approval {
@@ -255,30 +296,10 @@ impl Args {
         let root = keys.trust_root()?;
         let signer = keys.signer(Role::Configuration)?;
         let unit = sky.unit(&self.unit).await?;
-        // Whether an unhealthy unit has ever lived, the sky alone knows.
-        if matches!(unit.state, UnitState::InService | UnitState::Rebirth) {
-            return Err(Failure::new(
-                Kind::Refused,
-                hint(
-                    anyhow!("unit {}: has lived already", self.unit),
-                    format!("leapctl unit replace {} --machine CODE", self.unit),
-                ),
-            ));
-        }
+        refuse_lived(&unit)?;
         let permission = Permission::prepare(&self.ticket, &sky, &root, signer, &unit).await?;
         let machine = self.machine(&sky).await?;
-        // Refuses what it can before an incarnation is begun.
-        permission.ticket(&machine, &self.unit, unit.incarnation)?;
-        let machines = sky.machines().await?;
-        let incarnation = match replacement::unborn_incarnation(&unit, &machines) {
-            Some(incarnation) => incarnation,
-            None => {
-                let begun = sky.begin_incarnation(&self.unit, IncarnationReason::Birth);
-                begun.await?.incarnation
-            }
-        };
-        let ticket = permission.ticket(&machine, &self.unit, incarnation)?;
-        permission.give(&sky, &machine, &ticket).await?;
+        let (incarnation, ticket) = approve(&sky, &permission, &unit, &machine).await?;
         let mut approval = Approval {
             unit: self.unit.clone(),
             incarnation,

@@ -2,6 +2,10 @@
 
 pub(crate) mod approve;
 
+pub(crate) mod attend;
+
+pub(crate) mod label;
+
 use edge::exit::Failure;
 use model::machine::MachineCode;
 
@@ -16,6 +20,10 @@ pub(crate) enum Machine {
     Show(Show),
     /// Permit to erase a machine's disk and make it a unit
     Approve(approve::Args),
+    /// Stand at the bench: approve machines by a file of rules as they announce themselves
+    Attend(attend::Args),
+    /// Show or draw the label of a unit: a QR code of unit and serial
+    Label(label::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -42,6 +50,8 @@ impl Machine {
                 Ok(())
             }
             Self::Approve(args) => args.run(operator).await,
+            Self::Attend(args) => args.run(operator).await,
+            Self::Label(args) => args.run(operator).await,
         }
     }
 }

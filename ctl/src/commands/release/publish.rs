@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use edge::exit::{Failure, Kind, hint};
 use edge::progress::Bar;
-use model::release::ChannelPointer;
+use model::release::{ChannelPointer, manifest_path};
 use model::{Digest, ReleaseVersion};
 use serde::Serialize;
 
-use super::offer::offer;
+use super::offer::{offer, title};
 use crate::birth::size;
 use crate::client::Sky;
 use crate::operator::Operator;
@@ -28,6 +28,7 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 struct Outcome {
     release: ReleaseVersion,
+    revision: u32,
     manifest: Digest,
     files_sent: usize,
     files_there: usize,
@@ -47,21 +48,23 @@ impl Args {
             tokio::task::spawn_blocking(move || ReleaseFolder::verify(&dir, &trusted, now))
                 .await
                 .map_err(|error| Failure::new(Kind::Failed, error))??;
-        let release = folder.manifest.version;
+        let (release, revision) = (folder.manifest.version, folder.manifest.revision);
         let missing = missing(&sky, &folder).await?;
         let bytes_sent = missing.iter().map(|(_, size)| size).sum();
         let bar = Bar::bytes(&format!("upload {release}"), bytes_sent);
         for (file, _) in &missing {
-            sky.store_release_file(release, file, &folder.path(file), &bar)
+            let stored_as = stored_as(file, revision);
+            sky.store_release_file(release, &stored_as, &folder.path(file), &bar)
                 .await?;
         }
         bar.finish();
         let offered = match &self.channel {
-            Some(channel) => Some(offer(&sky, &root, channel, release).await?),
+            Some(channel) => Some(offer(&sky, &root, channel, (release, revision)).await?),
             None => None,
         };
         let outcome = Outcome {
             release,
+            revision,
             manifest: Digest::of(&folder.manifest_bytes),
             files_sent: missing.len(),
             files_there: folder.files.len() - missing.len(),
@@ -74,6 +77,15 @@ impl Args {
     }
 }
 
+/// Returns under which path the sky keeps a file: the manifests of all
+/// revisions of a version lie beside one another.
+fn stored_as(file: &str, revision: u32) -> String {
+    match file {
+        MANIFEST => manifest_path(revision),
+        file => file.to_owned(),
+    }
+}
+
 /// Returns the files that the sky does not have yet, in their order.
 ///
 /// A file that is there was compared with its digest by the sky, or will be
@@ -83,15 +95,20 @@ async fn missing(sky: &Sky, folder: &ReleaseFolder) -> Result<Vec<(String, u64)>
     let mut missing = Vec::new();
     for (file, size) in &folder.files {
         if file == MANIFEST {
-            match sky.release_file(release, file).await? {
+            let revision = folder.manifest.revision;
+            match sky
+                .release_file(release, &stored_as(file, revision))
+                .await?
+            {
                 Some(there) if there != folder.manifest_bytes => {
                     return Err(Failure::new(
                         Kind::Refused,
                         hint(
                             anyhow!(
-                                "release {release}: the sky has another release of this version"
+                                "{}: the sky has another release of this version and revision",
+                                title(release, revision)
                             ),
-                            "a version is never used twice: build it with a higher number",
+                            "neither is ever used twice: build it with a higher number",
                         ),
                     ));
                 }
@@ -107,8 +124,8 @@ async fn missing(sky: &Sky, folder: &ReleaseFolder) -> Result<Vec<(String, u64)>
 
 fn human(outcome: &Outcome) -> String {
     let mut text = format!(
-        "release {}: {} files sent ({}), {} were there, {} s",
-        outcome.release,
+        "{}: {} files sent ({}), {} were there, {} s",
+        title(outcome.release, outcome.revision),
         outcome.files_sent,
         size(outcome.bytes_sent),
         outcome.files_there,
@@ -119,10 +136,28 @@ fn human(outcome: &Outcome) -> String {
             "\noffered on channel {} (version {})",
             pointer.channel, pointer.version
         )),
-        None => text.push_str(&format!(
-            "\nnot offered; next: leapctl release offer {} --channel stable",
-            outcome.release
-        )),
+        None => {
+            let revision = match outcome.revision {
+                0 => String::new(),
+                revision => format!(" --revision {revision}"),
+            };
+            text.push_str(&format!(
+                "\nnot offered; next: leapctl release offer {}{revision} --channel stable",
+                outcome.release
+            ));
+        }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revisions_manifest_goes_beside_that_of_the_release() {
+        assert_eq!(stored_as(MANIFEST, 0), "manifest.json");
+        assert_eq!(stored_as(MANIFEST, 2), "revisions/2/manifest.json");
+        assert_eq!(stored_as("root.zst", 2), "root.zst");
+    }
 }

@@ -10,6 +10,8 @@ mod configuration;
 
 mod replace;
 
+mod pass;
+
 use edge::exit::Failure;
 
 use crate::operator::Operator;
@@ -29,6 +31,8 @@ pub(crate) enum Unit {
     Configuration(configuration::Args),
     /// Let another machine take a dead unit's place
     Replace(replace::Args),
+    /// Make a one-time code: an installer on a stick reaches the sky with it
+    Pass(pass::Args),
 }
 
 impl Unit {
@@ -44,6 +48,7 @@ impl Unit {
             Self::Configure(args) => args.run(operator).await,
             Self::Configuration(args) => args.run(operator).await,
             Self::Replace(args) => args.run(operator).await,
+            Self::Pass(args) => args.run(operator).await,
         }
     }
 }
