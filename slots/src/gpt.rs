@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 
 use ::gpt::disk::LogicalBlockSize;
 use ::gpt::partition::Partition as Entry;
@@ -202,7 +203,18 @@ fn read_either(disk: &mut impl Target) -> Result<(Layout, Health), TableError> {
                 )
             })
     };
-    let first = open(&mut Stream::new(&mut *disk));
+    let headers = [sector, size.saturating_sub(sector)];
+    // The library panics where entries are of another size than the usual: a header that
+    // says so is hidden, as it is not one of ours.
+    let mut hidden: Vec<_> = headers
+        .into_iter()
+        .filter(|at| has_unusual_entries(disk, *at))
+        .map(|at| at..at.saturating_add(sector))
+        .collect();
+    let first = open(&mut Hidden {
+        stream: Stream::new(&mut *disk),
+        ranges: hidden.clone(),
+    });
     let (entries, guid, health) = match first {
         Ok((entries, guid, true)) => (entries, guid, Health::PrimaryGood),
         Ok((entries, guid, false)) => (entries, guid, Health::PrimaryBroken),
@@ -212,12 +224,12 @@ fn read_either(disk: &mut impl Target) -> Result<(Layout, Health), TableError> {
         // The library takes a primary header whose entries fail their
         // checksum for the only table there is: hide it.
         Err(_) => {
-            let mut hidden = Hidden {
+            hidden.push(sector..2 * sector);
+            let mut without_primary = Hidden {
                 stream: Stream::new(&mut *disk),
-                from: sector,
-                to: 2 * sector,
+                ranges: hidden,
             };
-            let (entries, guid, _) = open(&mut hidden).map_err(TableError::NoTable)?;
+            let (entries, guid, _) = open(&mut without_primary).map_err(TableError::NoTable)?;
             (entries, guid, Health::PrimaryBroken)
         }
     };
@@ -269,14 +281,23 @@ fn read_either(disk: &mut impl Target) -> Result<(Layout, Health), TableError> {
     Ok((layout, health))
 }
 
+/// Whether a table's header tells of entries that have not 128 bytes each.
+fn has_unusual_entries(disk: &mut impl Target, header: u64) -> bool {
+    let mut bytes = [0; 92];
+    // What cannot be read is told when it is wanted.
+    if disk.read_at(header, &mut bytes).is_err() || !bytes.starts_with(b"EFI PART") {
+        return false;
+    }
+    bytes[84..88] != 128u32.to_le_bytes()
+}
+
 trait Device: Read + Write + Seek + std::fmt::Debug {}
 impl<T: Read + Write + Seek + std::fmt::Debug> Device for T {}
 
-/// A stream in which one range reads as zero.
+/// A stream in which some ranges read as zero.
 struct Hidden<T> {
     stream: Stream<T>,
-    from: u64,
-    to: u64,
+    ranges: Vec<Range<u64>>,
 }
 
 impl<T> std::fmt::Debug for Hidden<T> {
@@ -290,7 +311,7 @@ impl<T: Target> Read for Hidden<T> {
         let start = self.stream.stream_position()?;
         let length = self.stream.read(buffer)?;
         for (byte, offset) in buffer[..length].iter_mut().zip(start..) {
-            if (self.from..self.to).contains(&offset) {
+            if self.ranges.iter().any(|range| range.contains(&offset)) {
                 *byte = 0;
             }
         }
@@ -491,6 +512,25 @@ mod tests {
                 disk.write_at(512, &header).unwrap();
             }
             let _ = read(&mut disk);
+        }
+    }
+
+    #[test]
+    fn a_whole_header_with_entries_of_another_size_is_not_believed() {
+        for at in [512, MIN_DISK_SIZE - 512] {
+            let mut disk = Machine::new(MIN_DISK_SIZE);
+            write(&mut disk, &layout()).unwrap();
+            let mut header = [0; 512];
+            disk.read_at(at, &mut header).unwrap();
+            header[84..88].copy_from_slice(&170u32.to_le_bytes());
+            header[16..20].fill(0);
+            let sum = crc32(&header[..92]);
+            header[16..20].copy_from_slice(&sum.to_le_bytes());
+            disk.write_at(at, &header).unwrap();
+            assert_eq!(read(&mut disk).unwrap(), layout(), "header at {at}");
+            // And with the other one damaged there is no table.
+            disk.write_at(MIN_DISK_SIZE - at, b"damaged!").unwrap();
+            assert!(matches!(read(&mut disk), Err(TableError::NoTable(_))));
         }
     }
 
