@@ -14,6 +14,8 @@ packages=(
     # the laboratory: machines, network, evidence
     qemu-system-x86 ovmf swtpm iproute2 ethtool socat tcpdump util-linux mount
     dosfstools mtools gdisk e2fsprogs cryptsetup-bin qemu-utils zstd
+    # the build whose failures are tested, from the host's own programs
+    erofs-utils
     # real peers in the tests
     openssh-client openssh-sftp-server restic dnsmasq-base tftp-hpa atftp curl
     udhcpc isc-dhcp-client
