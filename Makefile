@@ -65,7 +65,7 @@ SECONDS_EACH ?= 20
 .PHONY: fuzz
 fuzz: ## Feed broken packets to the network boot servers: make fuzz SECONDS_EACH=600
 	cd pxe/fuzz && $(CARGO) fmt --check && CARGO_TARGET_DIR=$(FUZZ) $(CARGO) build --release --locked
-	cd pxe/fuzz && for target in dhcp tftp http; do \
+	cd pxe/fuzz && for target in dhcp dhcp6 tftp http; do \
 		mkdir -p $(FUZZ)/finds/$$target; \
 		CARGO_TARGET_DIR=$(FUZZ) $(CARGO) run --release --locked --quiet --bin $$target -- \
 			$(FUZZ)/finds/$$target corpus/$$target ../testdata/corpus/$$target -dict=dictionaries/$$target \

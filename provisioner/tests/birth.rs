@@ -33,7 +33,7 @@ fn asks(class: ClientClass) -> BootRequest {
         arch: ClientArch::UefiX64,
         client_class: class,
         protocol: Protocol::Dhcp,
-        relay: Some(Ipv4Addr::LOCALHOST),
+        relay: Some(Ipv4Addr::LOCALHOST.into()),
     }
 }
 

@@ -14,6 +14,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::dhcp::options::MessageType;
+use crate::dhcp6;
 
 /// What a client told of itself, over whichever protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -29,7 +30,7 @@ pub struct BootRequest {
     /// The protocol of the question.
     pub protocol: Protocol,
     /// Relay that the question came through.
-    pub relay: Option<Ipv4Addr>,
+    pub relay: Option<IpAddr>,
 }
 
 /// The identifier of a machine (SMBIOS system UUID) as it travels in option 97.
@@ -152,6 +153,8 @@ pub enum Protocol {
     Dhcp,
     /// DHCPv4 beside another server that gives the addresses.
     ProxyDhcp,
+    /// DHCPv6.
+    Dhcp6,
     /// TFTP.
     Tftp,
     /// HTTP.
@@ -163,6 +166,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Dhcp => "DHCP",
             Self::ProxyDhcp => "proxyDHCP",
+            Self::Dhcp6 => "DHCPv6",
             Self::Tftp => "TFTP",
             Self::Http => "HTTP",
         })
@@ -255,7 +259,7 @@ pub enum BootEvent {
         /// Transaction of the message.
         xid: u32,
         /// Kind of message.
-        message: MessageType,
+        message: DhcpMessage,
         /// What became of it.
         outcome: DhcpOutcome,
     },
@@ -272,6 +276,27 @@ pub enum BootEvent {
     },
 }
 
+/// Kind of a DHCP message, of either version of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum DhcpMessage {
+    /// DHCPv4.
+    V4(MessageType),
+    /// DHCPv6.
+    V6(dhcp6::packet::MessageType),
+}
+
+impl DhcpMessage {
+    /// Returns the name as the protocol's RFC writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V4(kind) => kind.name(),
+            Self::V6(kind) => kind.name(),
+        }
+    }
+}
+
 /// What became of a DHCP message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "outcome")]
@@ -279,9 +304,9 @@ pub enum DhcpOutcome {
     /// A reply was sent.
     Replied {
         /// Kind of reply.
-        message: MessageType,
+        message: DhcpMessage,
         /// Address given, if the reply gives one.
-        address: Option<Ipv4Addr>,
+        address: Option<IpAddr>,
         /// Boot file or URL named in the reply.
         boot_file: Option<String>,
         /// Reason of a refusal or of booting the local disk.

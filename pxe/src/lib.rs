@@ -1,4 +1,4 @@
-//! Network boot: DHCPv4 and proxyDHCP, TFTP and HTTP.
+//! Network boot: DHCPv4, proxyDHCP and DHCPv6, TFTP and HTTP.
 //!
 //! A machine asks by DHCP what to boot and fetches it by TFTP or HTTP. This
 //! library speaks the protocols; what a machine boots is decided by the program
@@ -10,7 +10,7 @@
 //!                          └─ BootSource: decide, open, observe
 //! ```
 //!
-//! The cores ([`dhcp::policy`], [`tftp::transfer`]) are driven by sockets here and
+//! The cores ([`dhcp::policy`], [`dhcp6::policy`], [`tftp::transfer`]) are driven by sockets here and
 //! by simulations in the tests. The library knows no customers, opens no
 //! database, holds no secret, writes nothing but the lease journal, and never
 //! trusts what a client says of itself.
@@ -19,6 +19,7 @@ pub mod boot;
 pub mod capture;
 pub mod connections;
 pub mod dhcp;
+pub mod dhcp6;
 pub mod http;
 pub mod local_boot;
 pub mod tftp;

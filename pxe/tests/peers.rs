@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -27,11 +27,13 @@ use pxe::dhcp::packet::Packet;
 use pxe::dhcp::{
     self, Config, ConflictCheck, FileStore, LocalDiskReply, Mode, NoStore, Place, Subnet,
 };
+use pxe::dhcp6;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::process::Child;
 use tokio::sync::watch;
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+const SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
 /// Tells the test that it is inside.
 const INSIDE: &str = "LEAP_PXE_TEST_INSIDE";
 /// A folder to put a capture of each test's DHCP into, for `testdata`.
@@ -267,6 +269,35 @@ impl Bench {
             tokio::spawn(dhcp::server::run(
                 sockets, config, store, source, clock, forever,
             ));
+        }
+    }
+
+    /// Starts DHCPv6 for leases of so many seconds.
+    fn serve_dhcp6(&self, seconds: u64) {
+        ip(&format!("addr add {SERVER6}/64 dev br0 nodad"));
+        let config = dhcp6::Config {
+            server: SERVER6,
+            http_base: format!("http://[{SERVER6}]:8080"),
+            name_servers: Vec::new(),
+            lease: Duration::from_secs(seconds),
+            local_disk: LocalDiskReply::default(),
+            advertise: true,
+        };
+        let sockets = dhcp6::server::Sockets::bind("br0", &config).unwrap();
+        let source = Arc::clone(&self.source);
+        let forever = std::future::pending();
+        tokio::spawn(dhcp6::server::run(sockets, config, source, forever));
+    }
+
+    /// Waits until a host has an address or a route with these words.
+    async fn shows(&self, host: &str, what: &str, words: &str) -> String {
+        loop {
+            let text = self.on(host, what).text_async().await.unwrap();
+            if let Some(line) = text.lines().find(|line| line.contains(words)) {
+                return line.to_owned();
+            }
+            // The kernel of another host: there is nothing to wait on but time.
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
@@ -541,6 +572,119 @@ fn beside_another_server_we_give_no_address_and_do_not_start_as_a_full_one() {
 
 async fn probe(timeout: Duration) -> Option<Ipv4Addr> {
     dhcp::probe("br0", 77, timeout).await.unwrap()
+}
+
+/// dhclient for IPv6, which a host with nothing but a link-local address can run.
+fn dhclient6(bench: &Bench, name: &str) -> (String, PathBuf) {
+    let (hook, told) = (bench.path("hook6"), bench.path(&format!("{name}.told")));
+    let text = format!(
+        "#!/bin/sh\nPATH=$PATH:/usr/sbin:/sbin\n\
+         case $reason in BOUND6) ip addr replace $new_ip6_address/128 dev $interface ;; esac\n\
+         echo \"$reason $new_ip6_address\" >>{}\n",
+        told.display()
+    );
+    fs::write(&hook, text).unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let file = |suffix: &str| {
+        bench
+            .path(&format!("{name}.{suffix}"))
+            .display()
+            .to_string()
+    };
+    let line = format!(
+        "dhclient -6 -D LL -cf /dev/null -lf {} -pf {} -sf {}",
+        file("leases"),
+        file("pid"),
+        hook.display()
+    );
+    (line, told)
+}
+
+#[test]
+fn dhclient_takes_renews_and_releases_an_address_of_ipv6() {
+    inside(
+        "dhclient_takes_renews_and_releases_an_address_of_ipv6",
+        async |bench| {
+            bench.host("client", 6);
+            bench.serve_dhcp6(4);
+            // Without an address of its own it would not ask; without our word it would
+            // not know that the network is on its link.
+            let addresses = "ip -6 addr show dev client0 scope link -tentative";
+            bench.shows("client", addresses, "inet6 fe80").await;
+            bench.shows("client", "ip -6 route", "fd77::/64").await;
+            let (line, told) = dhclient6(bench, "client");
+            bench.start("client", &format!("{line} -d client0"));
+            let bound = line_in(&told, "BOUND6").await;
+            let address = bound.strip_prefix("BOUND6 ").unwrap().to_owned();
+            assert!(address.starts_with("fd77:"), "{bound}");
+            let event = bench.told("DHCPv6 REQUEST: REPLY").await;
+            assert!(
+                event.starts_with("02:00:00:00:00:06 (plain DHCP") && event.contains(&address),
+                "{event}"
+            );
+            line_in(&told, &format!("RENEW6 {address}")).await;
+            let release = bench.on("client", &format!("{line} -r client0"));
+            release.run_async().await.unwrap();
+            bench.told("RELEASE: gave its address back").await;
+        },
+    );
+}
+
+#[test]
+fn a_relay_brings_another_network_by_ipv6() {
+    inside("a_relay_brings_another_network_by_ipv6", async |bench| {
+        bench.host("relay", 2);
+        ip("-n relay addr add fd77::2/64 dev relay0 nodad");
+        ip("netns add far");
+        ip("link add far0 address 02:00:00:00:00:07 netns far \
+            type veth peer name port7 netns relay");
+        ip("-n far link set far0 up");
+        ip("-n relay addr add fd07::1/64 dev port7 nodad");
+        ip("-n relay link set port7 up");
+        bench.serve_dhcp6(600);
+        let addresses = "ip -6 addr show scope link -tentative";
+        for (host, count) in [("far", 1), ("relay", 2)] {
+            loop {
+                let text = bench.on(host, addresses).text_async().await.unwrap();
+                if text.matches("inet6 fe80").count() == count {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        let line = format!("dhcrelay -6 -d --no-pid -I -l port7 -u {SERVER6}%relay0");
+        bench.start("relay", &line);
+        let (line, told) = dhclient6(bench, "far");
+        bench.start("far", &format!("{line} -d far0"));
+        let bound = line_in(&told, "BOUND6").await;
+        assert!(bound.starts_with("BOUND6 fd07:"), "{bound}");
+        let event = bench.told("DHCPv6 REQUEST: REPLY").await;
+        assert!(event.starts_with("02:00:00:00:00:07"), "{event}");
+    });
+}
+
+#[test]
+fn another_dhcpv6_server_is_found() {
+    inside("another_dhcpv6_server_is_found", async |bench| {
+        let probe = async |timeout| dhcp6::probe("br0", 77, timeout).await.unwrap();
+        bench.host("other", 2);
+        assert_eq!(probe(Duration::from_secs(3)).await, None, "alone");
+        ip("-n other addr add fd77::2/64 dev other0 nodad");
+        let line = format!(
+            "dnsmasq --keep-in-foreground --log-facility=- --conf-file=/dev/null --port=0 \
+             --user=root --interface=other0 --bind-dynamic --dhcp-authoritative \
+             --dhcp-leasefile={} --pid-file={} --dhcp-range=fd77::50,fd77::59,64",
+            bench.path("dnsmasq.leases").display(),
+            bench.path("dnsmasq.pid").display()
+        );
+        bench.start("other", &line);
+        line_in(&bench.path("other.log"), "DHCPv6, IP range").await;
+        let found = probe(dhcp::PROBE_TIMEOUT).await.unwrap();
+        let theirs = bench
+            .shows("other", "ip -6 addr show scope link", "inet6")
+            .await;
+        assert!(theirs.contains(&found.to_string()), "{found}: {theirs}");
+    });
 }
 
 /// The DHCP of a boot ROM, from the bridge itself.

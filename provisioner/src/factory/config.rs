@@ -1,7 +1,7 @@
 //! The configuration file of the factory: raw TOML in, checked values out.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use edge::exit::{Classify as _, Failure};
 use model::TrustRoot;
 use pxe::dhcp::policy;
+use pxe::dhcp6;
 use serde::Deserialize;
 
 /// Everything that the factory needs to run.
@@ -24,13 +25,17 @@ pub struct Config {
     pub cache: PathBuf,
     /// Port of HTTP.
     pub http_port: u16,
+    /// Where HTTP answers installers, as `http://10.77.0.1:8080`.
+    pub http_base: String,
     /// Where the metrics are to be had besides the control socket.
     pub metrics: Option<SocketAddr>,
     /// A UEFI program that starts a machine's own disk, in place of the one
     /// that the factory makes.
     pub local_boot: Option<PathBuf>,
-    /// DHCP as `pxe` wants it.
-    pub dhcp: policy::Config,
+    /// DHCPv4 as `pxe` wants it; `None` where machines boot by IPv6 alone.
+    pub dhcp: Option<policy::Config>,
+    /// DHCPv6, where machines boot by IPv6 too.
+    pub dhcp6: Option<dhcp6::Config>,
     /// File of leases.
     pub lease_file: PathBuf,
     /// What to do where another DHCP server answers.
@@ -79,6 +84,7 @@ struct Raw {
     #[serde(default)]
     metrics: RawMetrics,
     dhcp: RawDhcp,
+    dhcp6: Option<RawDhcp6>,
     sky: RawSky,
 }
 
@@ -131,6 +137,18 @@ struct RawDhcp {
     conflict_check: RawConflictCheck,
     #[serde(default)]
     local_disk: RawLocalDisk,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDhcp6 {
+    address: Ipv6Addr,
+    #[serde(default)]
+    name_servers: Vec<Ipv6Addr>,
+    #[serde(default = "default_lease")]
+    lease_seconds: u32,
+    #[serde(default = "default_true")]
+    router_advertisements: bool,
 }
 
 /// A network whose machines are heard through a relay.
@@ -195,9 +213,10 @@ enum RawConflictCheck {
 enum RawMode {
     Server,
     Proxy,
+    Off,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum RawLocalDisk {
     #[default]
@@ -225,6 +244,21 @@ fn default_port() -> u16 {
 
 fn default_lease() -> u32 {
     3600
+}
+
+fn default_true() -> bool {
+    true
+}
+
+impl From<RawLocalDisk> for policy::LocalDiskReply {
+    fn from(raw: RawLocalDisk) -> Self {
+        match raw {
+            RawLocalDisk::Loader => Self::Loader,
+            RawLocalDisk::BootMenu => Self::BootMenu,
+            RawLocalDisk::PlainLease => Self::PlainLease,
+            RawLocalDisk::Silence => Self::Silence,
+        }
+    }
 }
 
 impl Config {
@@ -289,15 +323,27 @@ impl Config {
         } else {
             OtherServer::Refuse
         };
-        let dhcp = check_dhcp(raw.dhcp, raw.address, raw.http.port)?;
+        let (address, port) = (raw.address, raw.http.port);
+        let local_disk = raw.dhcp.local_disk.into();
+        let dhcp6 = raw.dhcp6.map(|raw| check_dhcp6(raw, local_disk, port));
+        let dhcp6 = dhcp6.transpose()?;
+        let dhcp = check_dhcp(raw.dhcp, address, port)?;
+        if dhcp.is_none() && dhcp6.is_none() {
+            bail!(
+                "dhcp.mode \"off\" without a section dhcp6: nothing would tell machines \
+                 what to boot"
+            );
+        }
         Ok(Self {
             interface,
             address: raw.address,
             cache: raw.cache.map_or_else(|| state.join("cache"), at),
-            http_port: raw.http.port,
+            http_port: port,
+            http_base: format!("http://{address}:{port}"),
             metrics,
             local_boot,
             dhcp,
+            dhcp6,
             lease_file,
             other_server,
             sky: Sky {
@@ -317,14 +363,31 @@ impl Config {
     }
 }
 
-fn check_dhcp(raw: RawDhcp, address: Ipv4Addr, port: u16) -> Result<policy::Config> {
+fn check_dhcp6(
+    raw: RawDhcp6,
+    local_disk: policy::LocalDiskReply,
+    port: u16,
+) -> Result<dhcp6::Config> {
+    let config = dhcp6::Config {
+        server: raw.address,
+        http_base: format!("http://[{}]:{port}", raw.address),
+        name_servers: raw.name_servers,
+        lease: Duration::from_secs(u64::from(raw.lease_seconds.max(60))),
+        local_disk,
+        advertise: raw.router_advertisements,
+    };
+    config.check().context("dhcp6")?;
+    Ok(config)
+}
+
+fn check_dhcp(raw: RawDhcp, address: Ipv4Addr, port: u16) -> Result<Option<policy::Config>> {
+    let gives = raw.network.is_some() || raw.pool.is_some() || !raw.relayed.is_empty();
     let mode = match raw.mode {
-        RawMode::Proxy => {
-            if raw.network.is_some() || raw.pool.is_some() || !raw.relayed.is_empty() {
-                bail!("dhcp: mode proxy gives no addresses: remove network, pool and relayed");
-            }
-            policy::Mode::Proxy
+        RawMode::Off | RawMode::Proxy if gives => {
+            bail!("dhcp: this mode gives no addresses: remove network, pool and relayed");
         }
+        RawMode::Off => return Ok(None),
+        RawMode::Proxy => policy::Mode::Proxy,
         RawMode::Server => {
             let network = raw
                 .network
@@ -371,19 +434,14 @@ fn check_dhcp(raw: RawDhcp, address: Ipv4Addr, port: u16) -> Result<policy::Conf
         mode,
         server: address,
         http_base: format!("http://{address}:{port}"),
-        local_disk: match raw.local_disk {
-            RawLocalDisk::Loader => policy::LocalDiskReply::Loader,
-            RawLocalDisk::BootMenu => policy::LocalDiskReply::BootMenu,
-            RawLocalDisk::PlainLease => policy::LocalDiskReply::PlainLease,
-            RawLocalDisk::Silence => policy::LocalDiskReply::Silence,
-        },
+        local_disk: raw.local_disk.into(),
         conflicts: match raw.conflict_check {
             RawConflictCheck::Arp => policy::ConflictCheck::Arp,
             RawConflictCheck::Off => policy::ConflictCheck::Off,
         },
     };
     config.check().context("dhcp")?;
-    Ok(config)
+    Ok(Some(config))
 }
 
 fn check_network(raw: RawNetwork) -> Result<policy::Subnet> {
@@ -486,7 +544,9 @@ token_file = "token"
     fn a_good_file_is_read_with_its_defaults() {
         let config = read(GOOD).unwrap();
         assert_eq!(config.http_port, 8080);
-        assert_eq!(config.dhcp.http_base, "http://10.77.0.1:8080");
+        assert_eq!(config.http_base, "http://10.77.0.1:8080");
+        assert_eq!(config.dhcp.unwrap().http_base, config.http_base);
+        assert_eq!(config.dhcp6, None);
         assert_eq!(config.sky.url, "https://10.77.0.2:8443");
         assert_eq!(config.sky.token, "secret");
         assert!(config.lease_file.ends_with("state/leases"));
@@ -504,6 +564,40 @@ token_file = "token"
             assert_eq!(failure.kind(), Kind::InvalidInput);
             assert!(
                 failure.to_string().contains("machines on the bench"),
+                "{failure}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_bench_speaks_ipv6_too_or_alone() {
+        let both = format!("{GOOD}\n[dhcp6]\naddress = \"fd77::1\"\n");
+        let config = read(&both).unwrap();
+        assert!(config.dhcp.is_some());
+        let dhcp6 = config.dhcp6.unwrap();
+        assert_eq!(dhcp6.http_base, "http://[fd77::1]:8080");
+        assert!(dhcp6.advertise);
+
+        let (before, rest) = GOOD.split_once("mode = \"server\"").unwrap();
+        let (_, sky) = rest.split_once("[sky]").unwrap();
+        let off = format!("{before}mode = \"off\"\n[sky]{sky}");
+        let failure = read(&off).unwrap_err().to_string();
+        assert!(failure.contains("without a section dhcp6"), "{failure}");
+        let alone =
+            format!("{off}\n[dhcp6]\naddress = \"fd77::1\"\nrouter_advertisements = false\n");
+        let config = read(&alone).unwrap();
+        assert!(config.dhcp.is_none() && !config.dhcp6.unwrap().advertise);
+
+        for (address, expected) in [
+            ("fe80::1", "link-local"),
+            ("ff02::1", "unicast"),
+            ("::", "unicast"),
+        ] {
+            let failure = read(&both.replace("fd77::1", address))
+                .unwrap_err()
+                .to_string();
+            assert!(
+                failure.contains("dhcp6") && failure.contains(expected),
                 "{failure}"
             );
         }
@@ -529,8 +623,9 @@ places = [{ remote = "0x0a0b", address = "10.78.0.9" }]
 [sky]"#,
         );
         let config = read(&text).unwrap();
-        assert_eq!(config.dhcp.conflicts, policy::ConflictCheck::Off);
-        let policy::Mode::Authoritative(subnets) = config.dhcp.mode else {
+        let dhcp = config.dhcp.unwrap();
+        assert_eq!(dhcp.conflicts, policy::ConflictCheck::Off);
+        let policy::Mode::Authoritative(subnets) = dhcp.mode else {
             panic!("not a server");
         };
         let [own, far] = &subnets[..] else {

@@ -1,6 +1,6 @@
 //! The daemon: binds everything, says that it is ready, runs until it is told to stop.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use pxe::boot::BootSource;
 use pxe::dhcp::lease::{FileStore, NoStore};
 use pxe::dhcp::policy::Mode;
 use pxe::dhcp::server::Sockets;
+use pxe::dhcp6;
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket, UnixListener};
 use tokio::task::JoinSet;
@@ -81,7 +82,16 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
 
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     let source: Arc<dyn BootSource> = bench;
-    serve_dhcp(&mut tasks, &config, bound.dhcp, &source, &stop)?;
+    if let Some((sockets, dhcp)) = bound.dhcp.zip(config.dhcp.clone()) {
+        serve_dhcp(&mut tasks, &config, (sockets, dhcp), &source, &stop)?;
+    }
+    if let Some((sockets, dhcp6)) = bound.dhcp6.zip(config.dhcp6.clone()) {
+        let (source, stopped) = (Arc::clone(&source), stop.clone().cancelled_owned());
+        tasks.spawn(async move {
+            let run = dhcp6::server::run(sockets, dhcp6, source, stopped);
+            run.await.context("DHCPv6 server")
+        });
+    }
     {
         let (source, stop) = (Arc::clone(&source), stop.clone());
         let limits = pxe::tftp::server::Limits::default();
@@ -91,15 +101,17 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
             served.context("TFTP server")
         });
     }
-    let service = routes::router(Arc::clone(&factory));
-    let service = service.into_make_service_with_connect_info::<SocketAddr>();
-    let stopped = stop.clone().cancelled_owned();
-    tasks.spawn(async move {
-        let limits = pxe::connections::Limits::default();
-        let listener = pxe::connections::limited(bound.http, limits);
-        let server = axum::serve(listener, service).with_graceful_shutdown(stopped);
-        server.await.context("HTTP server")
-    });
+    for listener in bound.http {
+        let service = routes::router(Arc::clone(&factory));
+        let service = service.into_make_service_with_connect_info::<SocketAddr>();
+        let stopped = stop.clone().cancelled_owned();
+        tasks.spawn(async move {
+            let limits = pxe::connections::Limits::default();
+            let listener = pxe::connections::limited(listener, limits);
+            let server = axum::serve(listener, service).with_graceful_shutdown(stopped);
+            server.await.context("HTTP server")
+        });
+    }
     if let Some(listener) = bound.metrics {
         let service = routes::metrics_router(Arc::clone(&factory));
         let stopped = stop.clone().cancelled_owned();
@@ -116,7 +128,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
         server.await.context("control socket")
     });
     {
-        let (base, stop) = (config.dhcp.http_base.clone(), stop.clone());
+        let (base, stop) = (config.http_base.clone(), stop.clone());
         tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
@@ -127,13 +139,18 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
     tokio::spawn(follow_channel(Arc::clone(&factory), stop.clone()));
     tokio::spawn(tell_owed(Arc::clone(&factory), stop.clone()));
 
-    let mode = match config.dhcp.mode {
-        Mode::Authoritative(_) => "server",
-        Mode::Proxy => "proxy",
+    let mode = match config.dhcp.as_ref().map(|dhcp| &dhcp.mode) {
+        Some(Mode::Authoritative(_)) => "server",
+        Some(Mode::Proxy) => "proxy",
+        None => "off",
+    };
+    let dhcp6 = match &config.dhcp6 {
+        Some(dhcp6) => format!(", dhcp6 on {}", dhcp6.server),
+        None => String::new(),
     };
     edge::out::line(format_args!(
-        "leap-provisioner: ready on {} (interface {}, dhcp {mode}, channel {})",
-        config.dhcp.http_base, config.interface, config.channel
+        "leap-provisioner: ready on {} (interface {}, dhcp {mode}{dhcp6}, channel {})",
+        config.http_base, config.interface, config.channel
     ));
 
     let ended = tokio::select! {
@@ -162,38 +179,60 @@ fn allow_many_files() {
 }
 
 async fn refuse_second_server(config: &Config) -> Result<(), Failure> {
-    if config.dhcp.mode == Mode::Proxy || config.other_server == OtherServer::Allow {
+    if config.other_server == OtherServer::Allow {
         return Ok(());
     }
     let mut xid = [0; 4];
     getrandom::fill(&mut xid)
         .map_err(|error| anyhow!("read randomness: {error}"))
         .environment()?;
-    let found = pxe::dhcp::probe(&config.interface, u32::from_be_bytes(xid), PROBE)
-        .await
-        .environment()?;
-    match found {
-        // A lease of our own last run cannot answer: nothing listens yet.
-        Some(server) if server != config.address => Err(Failure::new(
+    let (interface, xid) = (&config.interface, u32::from_be_bytes(xid));
+    // A lease of our own last run cannot answer: nothing listens yet.
+    let found = async {
+        match config.dhcp.as_ref().map(|dhcp| &dhcp.mode) {
+            Some(Mode::Authoritative(_)) => {
+                let found = pxe::dhcp::probe(interface, xid, PROBE).await?;
+                Ok(found.filter(|server| *server != config.address))
+            }
+            Some(Mode::Proxy) | None => Ok(None),
+        }
+    };
+    let found6 = async {
+        match &config.dhcp6 {
+            Some(_) => dhcp6::probe(interface, xid, PROBE).await,
+            None => Ok(None),
+        }
+    };
+    let (found, found6) = tokio::try_join!(found, found6).environment()?;
+    if let Some(server) = found {
+        return Err(Failure::new(
             Kind::Environment,
             hint(
-                anyhow!(
-                    "interface {}: another DHCP server answers, {server}",
-                    config.interface
-                ),
+                anyhow!("interface {interface}: another DHCP server answers, {server}"),
                 "set dhcp.mode = \"proxy\" to work beside it, or choose a network of its own; \
                  --beside-other-dhcp-server overrides",
             ),
-        )),
-        _ => Ok(()),
+        ));
     }
+    if let Some(server) = found6 {
+        return Err(Failure::new(
+            Kind::Environment,
+            hint(
+                anyhow!("interface {interface}: another DHCPv6 server answers, {server}"),
+                "remove the section dhcp6: machines boot by IPv4 too; \
+                 --beside-other-dhcp-server overrides",
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// All sockets, bound before anything is promised.
 struct Bound {
-    dhcp: Sockets,
+    dhcp: Option<Sockets>,
+    dhcp6: Option<dhcp6::server::Sockets>,
     tftp: UdpSocket,
-    http: TcpListener,
+    http: Vec<TcpListener>,
     metrics: Option<TcpListener>,
     finder: UdpSocket,
     control: UnixListener,
@@ -209,7 +248,16 @@ impl Bound {
         } = config;
         let rights = "binding low ports wants root or CAP_NET_BIND_SERVICE and CAP_NET_RAW; \
                       is another server running there?";
-        let dhcp = Sockets::bind(interface, &config.dhcp.mode)
+        let dhcp = config.dhcp.as_ref();
+        let dhcp = dhcp.map(|dhcp| Sockets::bind(interface, &dhcp.mode));
+        let dhcp = dhcp
+            .transpose()
+            .map_err(|error| hint(error, rights))
+            .environment()?;
+        let dhcp6 = config.dhcp6.as_ref();
+        let sockets = dhcp6.map(|dhcp6| dhcp6::server::Sockets::bind(interface, dhcp6));
+        let sockets = sockets
+            .transpose()
             .map_err(|error| hint(error, rights))
             .environment()?;
         let tftp = UdpSocket::bind((*address, 69))
@@ -222,6 +270,13 @@ impl Bound {
             .with_context(|| format!("listen on {address}:{http_port}"))
             .map_err(|error| hint(error, "is the address on this machine, and the port free?"))
             .environment()?;
+        let mut http = vec![http];
+        if let Some(server) = dhcp6.map(|dhcp6| dhcp6.server) {
+            let listener = bind_http6(server, *http_port)
+                .with_context(|| format!("listen on [{server}]:{http_port}"))
+                .environment()?;
+            http.push(listener);
+        }
         let metrics = match config.metrics {
             None => None,
             Some(address) => Some(
@@ -240,6 +295,7 @@ impl Bound {
         let control = bind_control(&config.control_socket()).environment()?;
         Ok(Self {
             dhcp,
+            dhcp6: sockets,
             tftp,
             http,
             metrics,
@@ -247,6 +303,19 @@ impl Bound {
             control,
         })
     }
+}
+
+/// A listener on an address that the interface has, and may still be trying out: machines
+/// are not told of it before they could reach it.
+fn bind_http6(address: Ipv6Addr, port: u16) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_only_v6(true)?;
+    socket.set_reuse_address(true)?;
+    socket.set_freebind_v6(true)?;
+    socket.bind(&SocketAddr::from((address, port)).into())?;
+    socket.listen(1024)?;
+    TcpListener::from_std(socket.into())
 }
 
 /// A socket for questions to everybody on the bench's network, and no other.
@@ -289,11 +358,11 @@ fn bind_control(path: &Path) -> Result<UnixListener> {
 fn serve_dhcp(
     tasks: &mut JoinSet<Result<()>>,
     config: &Config,
-    sockets: Sockets,
+    (sockets, dhcp): (Sockets, pxe::dhcp::Config),
     source: &Arc<dyn BootSource>,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    let (dhcp, source) = (config.dhcp.clone(), Arc::clone(source));
+    let source = Arc::clone(source);
     let stopped = stop.clone().cancelled_owned();
     let clock = edge::clock::now;
     match dhcp.mode {

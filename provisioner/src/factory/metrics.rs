@@ -164,6 +164,7 @@ fn word(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Dhcp => "dhcp",
         Protocol::ProxyDhcp => "proxy-dhcp",
+        Protocol::Dhcp6 => "dhcp6",
         Protocol::Tftp => "tftp",
         Protocol::Http => "http",
     }
@@ -201,7 +202,7 @@ mod tests {
 
     fn replied(boot_file: Option<&str>, note: Option<&str>) -> DhcpOutcome {
         DhcpOutcome::Replied {
-            message: pxe::dhcp::options::MessageType::Ack,
+            message: pxe::boot::DhcpMessage::V4(pxe::dhcp::options::MessageType::Ack),
             address: None,
             boot_file: boot_file.map(str::to_owned),
             note: note.map(str::to_owned),

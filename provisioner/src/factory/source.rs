@@ -31,6 +31,9 @@ pub const OTHER_FIRMWARE: &str = "boot/other-firmware.ipxe";
 pub const UNSIGNED_ANSWER: &str = "a machine that enforces the release's Secure Boot keys \
      refuses the program that starts its disk: sign it and name it as local_boot";
 
+/// Addresses whose machine is remembered, at most.
+const ADDRESSES: usize = 1 << 16;
+
 /// What is here to boot.
 pub trait Releases: std::fmt::Debug + Send + Sync {
     /// The release that machines are given now, once its installer is here.
@@ -324,13 +327,15 @@ impl BootSource for Bench {
                         .addresses
                         .write()
                         .unwrap_or_else(PoisonError::into_inner);
-                    let address = IpAddr::V4(*address);
                     // A later question of the same machine may lack the UUID.
                     let uuid = request.uuid.or_else(|| {
-                        let (mac, uuid) = *addresses.get(&address)?;
+                        let (mac, uuid) = *addresses.get(address)?;
                         uuid.filter(|_| mac == request.mac)
                     });
-                    addresses.insert(address, (request.mac, uuid));
+                    // There is no end to the addresses that a flood can have by IPv6.
+                    if addresses.len() < ADDRESSES || addresses.contains_key(address) {
+                        addresses.insert(*address, (request.mac, uuid));
+                    }
                 }
                 if let DhcpOutcome::Replied {
                     boot_file: Some(file),
@@ -343,6 +348,7 @@ impl BootSource for Bench {
                 }
                 let by = match request.protocol {
                     Protocol::ProxyDhcp => "proxy-dhcp",
+                    Protocol::Dhcp6 => "dhcp6",
                     Protocol::Dhcp | Protocol::Tftp | Protocol::Http => "dhcp",
                 };
                 self.tell_macs(BTreeSet::from([request.mac]), None, by, text);
@@ -360,7 +366,9 @@ impl BootSource for Bench {
                 }
                 let by = match protocol {
                     Protocol::Tftp => "tftp",
-                    Protocol::Http | Protocol::Dhcp | Protocol::ProxyDhcp => "http",
+                    Protocol::Http | Protocol::Dhcp | Protocol::ProxyDhcp | Protocol::Dhcp6 => {
+                        "http"
+                    }
                 };
                 let macs = self.at(*peer).into_iter().collect();
                 self.tell_macs(macs, Some(*peer), by, text);
@@ -371,6 +379,7 @@ impl BootSource for Bench {
 
 #[cfg(test)]
 mod tests {
+    use pxe::boot::DhcpMessage;
     use pxe::dhcp::options::MessageType;
 
     use super::*;
@@ -425,9 +434,9 @@ mod tests {
             bench.observe(&BootEvent::Dhcp {
                 request,
                 xid: 1,
-                message: MessageType::Discover,
+                message: DhcpMessage::V4(MessageType::Discover),
                 outcome: DhcpOutcome::Replied {
-                    message: MessageType::Offer,
+                    message: DhcpMessage::V4(MessageType::Offer),
                     address: Some([10, 77, 0, 100].into()),
                     boot_file: Some(format!("http://10.77.0.1:8080/{http_path}")),
                     note: None,

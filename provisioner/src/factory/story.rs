@@ -33,7 +33,7 @@ pub struct StoryLine {
     /// Address that it had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
-    /// How it came: `dhcp`, `proxy-dhcp`, `tftp`, `http`, `installer`, `sky`, `operator`.
+    /// How it came: `dhcp`, `proxy-dhcp`, `dhcp6`, `tftp`, `http`, `installer`, `sky`, `operator`.
     pub by: String,
     /// One line for people.
     pub text: String,

@@ -14,7 +14,8 @@ use super::lease::{Client, LeaseRecord, LeaseTable, Pool};
 use super::options::{self, MessageType};
 use super::packet::{Op, Packet};
 use crate::boot::{
-    BootAnswer, BootEvent, BootRequest, ClientArch, ClientClass, DhcpOutcome, MachineUuid, Protocol,
+    BootAnswer, BootEvent, BootRequest, ClientArch, ClientClass, DhcpMessage, DhcpOutcome,
+    MachineUuid, Protocol,
 };
 use crate::local_boot;
 
@@ -447,7 +448,7 @@ impl Engine {
                             let event = BootEvent::Dhcp {
                                 request,
                                 xid: packet.xid,
-                                message,
+                                message: DhcpMessage::V4(message),
                                 outcome,
                             };
                             return Step {
@@ -465,8 +466,8 @@ impl Engine {
                     packet: reply,
                 });
                 DhcpOutcome::Replied {
-                    message: kind,
-                    address,
+                    message: DhcpMessage::V4(kind),
+                    address: address.map(Into::into),
                     boot_file,
                     note,
                 }
@@ -490,7 +491,7 @@ impl Engine {
                 };
                 step.reply = Some(Reply { packet: reply, to });
                 DhcpOutcome::Replied {
-                    message: MessageType::Nak,
+                    message: DhcpMessage::V4(MessageType::Nak),
                     address: None,
                     boot_file: None,
                     note: Some(reason),
@@ -505,7 +506,7 @@ impl Engine {
         step.event = Some(BootEvent::Dhcp {
             request,
             xid: packet.xid,
-            message,
+            message: DhcpMessage::V4(message),
             outcome,
         });
         step
@@ -955,7 +956,7 @@ pub fn request_of(packet: &Packet, protocol: Protocol) -> BootRequest {
         arch,
         client_class,
         protocol,
-        relay,
+        relay: relay.map(Into::into),
     }
 }
 

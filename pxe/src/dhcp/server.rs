@@ -25,7 +25,7 @@ use super::lease::{LeaseRecord, LeaseStore};
 use super::packet::Packet;
 use super::policy::{CLIENT_PORT, Config, ConfigError, Destination, Engine, Mode, Port, Reply};
 use super::policy::{PROXY_PORT, SERVER_PORT, Step, request_of};
-use crate::boot::{BootEvent, BootSource, DhcpOutcome, Protocol};
+use crate::boot::{BootEvent, BootSource, DhcpMessage, DhcpOutcome, Protocol};
 
 /// Messages taken before anything else is looked after.
 const BATCH: usize = 512;
@@ -447,7 +447,7 @@ impl Desk<'_> {
             batch.now.events.push(BootEvent::Dhcp {
                 request: request_of(&packet, Protocol::Dhcp),
                 xid: packet.xid,
-                message,
+                message: DhcpMessage::V4(message),
                 outcome: DhcpOutcome::Noted {
                     note: format!("{address} is in use by {user}, kept back for an hour"),
                 },

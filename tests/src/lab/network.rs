@@ -5,7 +5,7 @@
 //! between one end and QEMU's socket: slower, and otherwise the same.
 
 use std::fs::OpenOptions;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -151,6 +151,15 @@ impl Network {
     /// `ip` failed.
     pub async fn add_address(&self, address: Ipv4Addr) -> anyhow::Result<()> {
         let with_prefix = format!("{address}/{}", self.prefix);
+        ip(&["addr", "add", &with_prefix, "dev", &self.bridge], &[]).await
+    }
+
+    /// Gives the bridge an address of IPv6, of a network with 64 bits.
+    ///
+    /// # Errors
+    /// `ip` failed.
+    pub async fn add_address6(&self, address: Ipv6Addr) -> anyhow::Result<()> {
+        let with_prefix = format!("{address}/64");
         ip(&["addr", "add", &with_prefix, "dev", &self.bridge], &[]).await
     }
 

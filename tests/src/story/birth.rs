@@ -23,7 +23,7 @@ use crate::lab::server::{Ready, Server};
 use crate::lab::story::Step;
 use crate::lab::wait;
 
-const FACTORY_PORT: u16 = 8080;
+pub(super) const FACTORY_PORT: u16 = 8080;
 /// Without KVM a machine takes minutes for what takes seconds on iron.
 pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 

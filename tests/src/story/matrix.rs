@@ -70,7 +70,7 @@ impl Goal {
 }
 
 /// The matrix.
-pub const CASES: [Case; 10] = [
+pub const CASES: [Case; 11] = [
     Case {
         name: "proxy-dhcp",
         title: "Beside dnsmasq, which gives the addresses; OVMF by PXE",
@@ -118,6 +118,14 @@ pub const CASES: [Case; 10] = [
         name: "http-boot",
         title: "OVMF by UEFI HTTP boot",
         shape: Shape::Plain,
+        firmware: Firmware::OvmfHttp,
+        disk: DiskKind::Virtio,
+        goal: Goal::Born(FetchedBy::Http),
+    },
+    Case {
+        name: "http-boot-v6",
+        title: "OVMF by UEFI HTTP boot over IPv6, from a factory that speaks no DHCPv4",
+        shape: Shape::OverIpv6,
         firmware: Firmware::OvmfHttp,
         disk: DiskKind::Virtio,
         goal: Goal::Born(FetchedBy::Http),
@@ -367,6 +375,9 @@ async fn prove(
     };
     ensure!(fetched == by_tftp, "the wrong protocol");
     bench.prove_offers(&dhcp, step)?;
+    if let Some(url) = bench.url6() {
+        over_ipv6(&powered.machine, &url, step)?;
+    }
     if case.disk == DiskKind::FailingNvme {
         let text = std::fs::read(powered.machine.serial_log()).context("read the serial log")?;
         let said = "finding note /dev/nvme0n1 is failing, by its own word: it is not reliable";
@@ -395,6 +406,24 @@ async fn prove(
         let told = told.context("the sky does not know the machine")?;
         ensure!(told["secure_boot"] == true, "the installer told: {told:#}");
     }
+    Ok(())
+}
+
+/// The screen of a machine that has fetched its installer by IPv6.
+fn over_ipv6(machine: &Machine, url: &str, step: &mut Step) -> anyhow::Result<()> {
+    let screen = std::fs::read(machine.serial_log()).context("read the serial log")?;
+    let screen = String::from_utf8_lossy(&screen);
+    let began = screen.find("Start HTTP Boot over IPv6");
+    let began = began.context("the firmware has not begun with HTTP boot over IPv6")?;
+    for said in [url, "Downloading...100%"] {
+        ensure!(
+            screen[began..].contains(said),
+            "its screen does not say: {said}"
+        );
+    }
+    step.evidence(format!(
+        "its screen: HTTP boot over IPv6, {url}, downloaded"
+    ));
     Ok(())
 }
 

@@ -1,12 +1,12 @@
 //! The network of a case: its shape, the factory, and who else is there.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 
 use super::super::Stage;
-use super::super::birth::{Site, start_factory};
+use super::super::birth::{FACTORY_PORT, Site, start_factory};
 use crate::lab::loss::Loss;
 use crate::lab::neighbour::Neighbour;
 use crate::lab::network::{Capturing, Network, Port, Wiring};
@@ -23,6 +23,8 @@ pub(super) enum Shape {
     Plain,
     /// A bridge with dnsmasq on it, which gives the addresses.
     BesideDnsmasq,
+    /// The same, and the factory speaks DHCPv6 alone.
+    OverIpv6,
     /// A router that relays DHCP.
     BehindRelay,
     /// A bridge, and a wire to it that loses frames.
@@ -81,6 +83,11 @@ impl Plan {
         self.near(1)
     }
 
+    /// The factory by IPv6.
+    pub(super) fn factory6(self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd80, 0, 0, u16::from(self.number), 0, 0, 0, 1)
+    }
+
     /// Who else is on the factory's network: the other server, or the relay.
     fn other(self) -> Ipv4Addr {
         self.near(2)
@@ -96,6 +103,10 @@ impl Plan {
         };
         match shape {
             Shape::BesideDnsmasq | Shape::NoFactory => "mode = \"proxy\"\n".to_owned(),
+            Shape::OverIpv6 => format!(
+                "mode = \"off\"\n\n[dhcp6]\naddress = \"{}\"\n",
+                self.factory6()
+            ),
             Shape::Plain | Shape::Lossy(_) => format!("mode = \"server\"\n{}", network(Self::near)),
             Shape::BehindRelay => format!(
                 "mode = \"server\"\n{}\n[[dhcp.relayed]]\n{}",
@@ -128,7 +139,7 @@ impl Bench {
         let mut other = None;
         match shape {
             Shape::Plain | Shape::Lossy(_) => {}
-            Shape::BesideDnsmasq | Shape::NoFactory => {
+            Shape::BesideDnsmasq | Shape::OverIpv6 | Shape::NoFactory => {
                 other = Some(dnsmasq(plan, &near, folder, step).await?);
             }
             Shape::BehindRelay => {
@@ -136,6 +147,9 @@ impl Bench {
                 other = Some(relay(plan, &near, &beyond, folder, step).await?);
                 far = Some(beyond);
             }
+        }
+        if shape == Shape::OverIpv6 {
+            near.add_address6(plan.factory6()).await?;
         }
         let network = far.as_ref().unwrap_or(&near);
         let capturing = network.capture(&folder.join("network.pcap")).await?;
@@ -237,7 +251,7 @@ impl Bench {
                     port.unwrap_or_default()
                 ));
             }
-            Shape::NoFactory => {
+            Shape::NoFactory | Shape::OverIpv6 => {
                 let strangers = offers().find(|offer| offer.server != Some(other));
                 ensure!(strangers.is_none(), "somebody else answers: {strangers:?}");
             }
@@ -252,6 +266,13 @@ impl Bench {
             }
         }
         Ok(())
+    }
+
+    /// The URL that the firmware is to fetch by IPv6, where it is to.
+    pub(super) fn url6(&self) -> Option<String> {
+        let factory = self.plan.factory6();
+        (self.shape == Shape::OverIpv6)
+            .then(|| format!("http://[{factory}]:{FACTORY_PORT}/boot/installer.efi"))
     }
 
     /// Ends the case's servers and takes its networks away.
