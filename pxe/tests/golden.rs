@@ -32,8 +32,19 @@ fn load(name: &str) -> Vec<Datagram> {
     capture::read(&bytes).unwrap()
 }
 
-/// The server of `examples/boot_server.rs`, which the captures were made with.
-fn engine() -> Engine {
+fn engine(server: Ipv4Addr, subnet: Subnet) -> Engine {
+    let config = Config {
+        mode: Mode::Authoritative(vec![subnet]),
+        server,
+        http_base: format!("http://{server}:8080"),
+        local_disk: LocalDiskReply::default(),
+        conflicts: ConflictCheck::default(),
+    };
+    Engine::new(config, []).unwrap()
+}
+
+/// The server of `examples/boot_server.rs`, which the first captures were made with.
+fn example() -> Engine {
     let subnet = Subnet {
         network: Ipv4Addr::new(10, 77, 0, 0),
         prefix: 16,
@@ -46,22 +57,34 @@ fn engine() -> Engine {
         lease: Duration::from_secs(3600),
         options: Vec::new(),
     };
-    let config = Config {
-        mode: Mode::Authoritative(vec![subnet]),
-        server: SERVER,
-        http_base: format!("http://{SERVER}:8080"),
-        local_disk: LocalDiskReply::default(),
-        conflicts: ConflictCheck::default(),
+    engine(SERVER, subnet)
+}
+
+/// The factory of a case of `leap-lab matrix`, in its network 10.80.`third`.0/24.
+fn factory(third: u8) -> Engine {
+    let at = |host| Ipv4Addr::new(10, 80, third, host);
+    let subnet = Subnet {
+        network: at(0),
+        prefix: 24,
+        range: at(100)..=at(150),
+        reservations: BTreeMap::new(),
+        places: Vec::new(),
+        routers: vec![at(1)],
+        name_servers: Vec::new(),
+        domain: None,
+        lease: Duration::from_secs(3600),
+        options: Vec::new(),
     };
-    Engine::new(config, []).unwrap()
+    engine(at(1), subnet)
 }
 
 /// Puts the client's messages to the server again and compares the answers, byte
 /// for byte, with those of the capture.
-fn replay(name: &str, answer: &BootAnswer, length: u64) {
+///
+/// Returns how many there were of DHCP, and of transfers by TFTP.
+fn replay(name: &str, mut engine: Engine, answer: &BootAnswer, length: u64) -> (usize, usize) {
     let datagrams = load(name);
     let now = "2026-11-22T12:00:00Z".parse().unwrap();
-    let mut engine = engine();
     let (mut dhcp, mut tftp) = (0, 0);
     for (at, datagram) in datagrams.iter().enumerate() {
         let expected = datagrams.get(at + 1).map(|next| next.payload.as_slice());
@@ -86,11 +109,14 @@ fn replay(name: &str, answer: &BootAnswer, length: u64) {
             _ => {}
         }
     }
-    assert_eq!(
-        (dhcp, tftp),
-        (2, 2),
-        "{name}: discover and request, size and file"
-    );
+    (dhcp, tftp)
+}
+
+fn boot(path: &str) -> BootAnswer {
+    BootAnswer::Boot {
+        tftp_path: path.to_owned(),
+        http_path: path.to_owned(),
+    }
 }
 
 /// Says what is wrong with the text beside a capture.
@@ -119,7 +145,7 @@ fn the_captures_tell_what_stands_beside_them() {
     let names: Vec<_> = captures
         .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
-    assert!(names.len() >= 7, "{names:?}");
+    assert!(names.len() >= 10, "{names:?}");
     let wrong: Vec<_> = names.iter().filter_map(|name| compare(name)).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
@@ -192,12 +218,8 @@ fn other_peoples_clients_and_relays_are_answered_as_on_the_wire() {
 
 #[test]
 fn ovmf_is_answered_as_when_it_booted() {
-    let path = "installer.efi".to_owned();
-    let answer = BootAnswer::Boot {
-        tftp_path: path.clone(),
-        http_path: path,
-    };
-    replay("ovmf-pxe-boot", &answer, 140_891);
+    let told = replay("ovmf-pxe-boot", example(), &boot("installer.efi"), 140_891);
+    assert_eq!(told, (2, 2), "discover and request, size and file");
 }
 
 #[test]
@@ -205,5 +227,18 @@ fn ovmf_is_answered_as_when_it_booted_its_disk() {
     let answer = BootAnswer::LocalDisk {
         reason: "no ticket".into(),
     };
-    replay("ovmf-pxe-local-disk", &answer, 7168);
+    let told = replay("ovmf-pxe-local-disk", example(), &answer, 7168);
+    assert_eq!(told, (2, 2), "discover and request, size and file");
+}
+
+#[test]
+fn firmware_of_other_kinds_is_answered_as_in_the_matrix() {
+    let installer = boot("boot/installer.efi");
+    let told = replay("ovmf-http-boot", factory(3), &installer, 0);
+    assert_eq!(told, (2, 0), "files come by HTTP");
+    let told = replay("aavmf-pxe", factory(2), &installer, 27_656_192);
+    assert_eq!(told, (2, 2), "discover and request, size and file");
+    let message = boot("boot/other-firmware.ipxe");
+    let told = replay("seabios-ipxe", factory(1), &message, 0);
+    assert_eq!(told, (3, 0), "iPXE looks for servers twice");
 }
