@@ -83,6 +83,7 @@ bench: build ## Print our figures beside a peer's, from one run; docs/benchmarks
 	@$(BINS)/leap-lab bench --bin-dir $(BINS) --build-dir build/bench
 	@$(BINS)/leap-lab bench-boot --build-dir build/bench
 	@$(BINS)/leap-lab bench-births --bin-dir $(BINS) --build-dir build/bench
+	@$(BINS)/leap-lab bench-floor --bin-dir $(BINS) --build-dir build/bench-floor
 
 .PHONY: deny
 deny: ## Check licences and advisories of the dependencies (needs cargo-deny)

@@ -4,6 +4,7 @@ mod bench;
 mod bench_births;
 mod bench_boot;
 mod bench_disks;
+mod bench_floor;
 mod check_host;
 mod console;
 mod debug;
@@ -71,6 +72,7 @@ enum Command {
     Reproduce(reproduce::Reproduce),
     BenchDisks(bench_disks::BenchDisks),
     BenchBirths(bench_births::BenchBirths),
+    BenchFloor(bench_floor::BenchFloor),
     BenchBoot(bench_boot::BenchBoot),
     ServeBoot(bench_boot::ServeBoot),
     FetchBoot(bench_boot::FetchBoot),
@@ -104,6 +106,7 @@ impl Cli {
             Command::Reproduce(command) => command.run(options).await,
             Command::BenchDisks(command) => command.run(options).await,
             Command::BenchBirths(command) => command.run(options).await,
+            Command::BenchFloor(command) => command.run(options).await,
             Command::BenchBoot(command) => command.run(options).await,
             Command::ServeBoot(command) => command.run().await,
             Command::FetchBoot(command) => Ok(command.run()),

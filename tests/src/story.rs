@@ -9,6 +9,7 @@ mod birth;
 pub mod births;
 mod centre;
 mod death;
+pub mod floor;
 pub mod matrix;
 mod operator;
 mod releases;

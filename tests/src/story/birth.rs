@@ -131,6 +131,16 @@ impl Birth<'_> {
         machine: &mut Machine,
         step: &mut Step,
     ) -> anyhow::Result<UnitView> {
+        let (view, _) = self.watch_split(machine, step).await?;
+        Ok(view)
+    }
+
+    /// The same, and what the seconds were spent on.
+    pub(super) async fn watch_split(
+        &self,
+        machine: &mut Machine,
+        step: &mut Step,
+    ) -> anyhow::Result<(UnitView, Split)> {
         let mut console = LogTail::from_start(&machine.serial_log());
         let mut split = Split::default();
         step.waiting("firmware: DHCP and the installer from our servers");
@@ -191,7 +201,7 @@ impl Birth<'_> {
             "expected release {}",
             self.release
         );
-        Ok(view)
+        Ok((view, split))
     }
 }
 
@@ -209,6 +219,12 @@ impl Split {
     /// A part of the birth ended so long after power-on.
     pub(super) fn mark(&mut self, part: &'static str, end: Duration) {
         self.ends.push((part, end));
+    }
+
+    /// When a part ended, since power-on.
+    pub(super) fn end_of(&self, part: &str) -> Option<Duration> {
+        let mut ends = self.ends.iter();
+        ends.find(|(name, _)| *name == part).map(|(_, end)| *end)
     }
 
     /// The installer runs: what came before it, by the packet capture.

@@ -4,7 +4,7 @@
 //! Sky, keys and release are made once. Each case then has a bench, a factory, a machine
 //! and a unit of its own. A case that fails does not keep the others from running.
 
-mod bench;
+pub(super) mod bench;
 mod enrolment;
 mod stick;
 
@@ -198,7 +198,11 @@ pub async fn tell(
 }
 
 /// What all cases share.
-async fn prepare(inside: &Inside, stage: &Stage, story: &mut Story) -> anyhow::Result<World> {
+pub(super) async fn prepare(
+    inside: &Inside,
+    stage: &Stage,
+    story: &mut Story,
+) -> anyhow::Result<World> {
     let title = "Sky: the centre starts, and a customer is created";
     let world = story
         .step(BEFORE[0], title, async |step| {
@@ -314,7 +318,7 @@ async fn run(
     bench.clear_away().await
 }
 
-fn hardware(number: u8, firmware: Firmware, disk: DiskKind) -> Hardware {
+pub(super) fn hardware(number: u8, firmware: Firmware, disk: DiskKind) -> Hardware {
     Hardware {
         name: format!("case-{number}"),
         serial: format!("LEAPCASE-{number:04}"),

@@ -18,7 +18,7 @@ use crate::lab::story::Step;
 
 /// What lies between factory and machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shape {
+pub(in crate::story) enum Shape {
     /// A bridge.
     Plain,
     /// A bridge with dnsmasq on it, which gives the addresses.
@@ -36,7 +36,7 @@ pub(super) enum Shape {
 
 /// A network that stands.
 #[derive(Debug)]
-pub(super) struct Bench {
+pub(in crate::story) struct Bench {
     shape: Shape,
     plan: Plan,
     factory: Option<Server>,
@@ -51,15 +51,15 @@ pub(super) struct Bench {
 
 /// What tells the bench of one case from another's.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
+pub(in crate::story) struct Place<'a> {
     /// Makes names and addresses its own.
-    pub(super) number: u8,
+    pub(in crate::story) number: u8,
     /// Folder of its files.
-    pub(super) folder: &'a Path,
+    pub(in crate::story) folder: &'a Path,
     /// The channel whose release is born there.
-    pub(super) channel: &'a str,
+    pub(in crate::story) channel: &'a str,
     /// The program that starts a machine's disk, where it is not the factory's own.
-    pub(super) local_boot: Option<PathBuf>,
+    pub(in crate::story) local_boot: Option<PathBuf>,
 }
 
 /// The addresses of a case.
@@ -84,7 +84,7 @@ impl Plan {
     }
 
     /// The factory by IPv6.
-    pub(super) fn factory6(self) -> Ipv6Addr {
+    pub(in crate::story) fn factory6(self) -> Ipv6Addr {
         Ipv6Addr::new(0xfd80, 0, 0, u16::from(self.number), 0, 0, 0, 1)
     }
 
@@ -119,7 +119,7 @@ impl Plan {
 
 impl Bench {
     /// Makes the network and starts whoever is on it, our factory last.
-    pub(super) async fn set_up(
+    pub(in crate::story) async fn set_up(
         shape: Shape,
         stage: &Stage,
         place: Place<'_>,
@@ -186,7 +186,7 @@ impl Bench {
     }
 
     /// A place to plug the machine in.
-    pub(super) async fn port(&self, name: &str) -> anyhow::Result<Port> {
+    pub(in crate::story) async fn port(&self, name: &str) -> anyhow::Result<Port> {
         let network = self.far.as_ref().unwrap_or(&self.near);
         match self.shape {
             Shape::Lossy(loss) => network.lossy_port(name, loss).await,
@@ -195,12 +195,12 @@ impl Bench {
     }
 
     /// The capture of the machine's network.
-    pub(super) fn capture(&self) -> &Path {
+    pub(in crate::story) fn capture(&self) -> &Path {
         self.capturing.file()
     }
 
     /// The unit has an address of the network that the machine is in.
-    pub(super) fn prove_address(&self, addresses: &[String]) -> anyhow::Result<()> {
+    pub(in crate::story) fn prove_address(&self, addresses: &[String]) -> anyhow::Result<()> {
         let network = match self.shape {
             Shape::BehindRelay => self.plan.far(0),
             _ => self.plan.near(0),
@@ -215,7 +215,11 @@ impl Bench {
     }
 
     /// Who offered what, by the capture.
-    pub(super) fn prove_offers(&self, dhcp: &[Dhcp], step: &mut Step) -> anyhow::Result<()> {
+    pub(in crate::story) fn prove_offers(
+        &self,
+        dhcp: &[Dhcp],
+        step: &mut Step,
+    ) -> anyhow::Result<()> {
         let offers = || {
             dhcp.iter()
                 .filter(|message| matches!(message.kind, DhcpKind::Offer | DhcpKind::Ack))
@@ -269,14 +273,14 @@ impl Bench {
     }
 
     /// The URL that the firmware is to fetch by IPv6, where it is to.
-    pub(super) fn url6(&self) -> Option<String> {
+    pub(in crate::story) fn url6(&self) -> Option<String> {
         let factory = self.plan.factory6();
         (self.shape == Shape::OverIpv6)
             .then(|| format!("http://[{factory}]:{FACTORY_PORT}/boot/installer.efi"))
     }
 
     /// Ends the case's servers and takes its networks away.
-    pub(super) async fn clear_away(self) -> anyhow::Result<()> {
+    pub(in crate::story) async fn clear_away(self) -> anyhow::Result<()> {
         if let Some(factory) = self.factory {
             factory.stop().await?;
         }
