@@ -9,19 +9,20 @@
 #![allow(clippy::print_stderr, reason = "the seed repeats a run that failed")]
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dhcproto::{Decodable, Decoder, v4};
+use dhcproto::{Decodable, Decoder, v4, v6};
 use jiff::Timestamp;
 use pxe::boot::{BootAnswer, BootEvent, BootFile, BootRequest, BootSource, NotServed};
 use pxe::capture;
 use pxe::dhcp::packet::{Op, Packet};
 use pxe::dhcp::policy::{Engine, Port};
 use pxe::dhcp::{Config, ConflictCheck, LocalDiskReply, Mode, Place, Subnet};
+use pxe::dhcp6;
 use pxe::tftp;
 use pxe::tftp::transfer::{Step, Transfer, agree};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -43,8 +44,13 @@ fn corpus(kind: &str) -> Vec<Vec<u8>> {
             continue;
         }
         for datagram in capture::read(&std::fs::read(path).unwrap()).unwrap() {
-            let dhcp = [67, 4011].contains(&datagram.to.port());
-            if (kind == "dhcp" && dhcp) || (kind == "tftp" && datagram.to.port() == 69) {
+            let spoken = match datagram.to.port() {
+                67 | 4011 => "dhcp",
+                547 => "dhcp6",
+                69 => "tftp",
+                _ => continue,
+            };
+            if kind == spoken {
                 seeds.push(datagram.payload);
             }
         }
@@ -146,6 +152,66 @@ fn subnets() -> Vec<Subnet> {
         subnet(77, Vec::new()),
         subnet(7, vec![(224, vec![7; 200]), (225, vec![8; 200])]),
     ]
+}
+
+#[test]
+fn no_dhcpv6_message_breaks_the_server_and_none_talks_it_into_erasing() {
+    use dhcp6::packet::Packet;
+    let (seeds, mut dice) = (corpus("dhcp6"), Dice::new());
+    let server = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
+    let config = dhcp6::Config {
+        server,
+        http_base: format!("http://[{server}]:8080"),
+        name_servers: vec![server],
+        lease: Duration::from_secs(600),
+        local_disk: LocalDiskReply::default(),
+        advertise: true,
+    };
+    // The server that the corpus speaks to.
+    let identity = dhcp6::duid::Duid::new(&[0, 3, 0, 1, 2, 0, 0, 0, 0, 1]).unwrap();
+    let mut engine = dhcp6::policy::Engine::new(config, identity).unwrap();
+    let client = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x5054, 0x00ff, 0xfe12, 0x3456);
+    let from = SocketAddrV6::new(client, 546, 0, 2);
+    let (mut parsed, mut answered) = (0, 0);
+    for _ in 0..number("LEAP_PXE_ROUNDS", 100_000) {
+        let bytes = dice.mutate(&seeds);
+        let Ok(packet) = Packet::parse(&bytes) else {
+            continue;
+        };
+        parsed += 1;
+        let disk = dice.roll(2) == 0;
+        let decide = |_: &BootRequest| match disk {
+            true => BootAnswer::LocalDisk {
+                reason: "no ticket".into(),
+            },
+            false => BootAnswer::Boot {
+                tftp_path: ERASES.into(),
+                http_path: ERASES.into(),
+            },
+        };
+        let Some(reply) = engine.handle(&packet, from, decide).reply else {
+            continue;
+        };
+        answered += 1;
+        let sent = reply.packet.encode();
+        let asked = packet.message.transaction;
+        assert_eq!(reply.packet.message.transaction, asked);
+        // Two other readers: our own, and another implementation.
+        assert_eq!(Packet::parse(&sent).as_ref(), Ok(&reply.packet));
+        if packet.relays.is_empty() {
+            let theirs = v6::Message::decode(&mut Decoder::new(&sent));
+            assert!(theirs.is_ok(), "{theirs:?}: {bytes:02x?}");
+        }
+        let told = sent
+            .windows(ERASES.len())
+            .any(|text| text == ERASES.as_bytes());
+        assert!(!(disk && told), "{bytes:02x?}");
+    }
+    // Else the mutations are too wild to test anything.
+    assert!(
+        parsed > 0 && answered * 20 > parsed,
+        "{answered} of {parsed}"
+    );
 }
 
 #[test]

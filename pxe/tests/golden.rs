@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test panics where something is wrong")]
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use pxe::capture::{self, Datagram};
 use pxe::dhcp::packet::{Op, Packet as Dhcp};
 use pxe::dhcp::policy::{Engine, Port};
 use pxe::dhcp::{Config, ConflictCheck, LocalDiskReply, Mode, Place, Subnet};
+use pxe::dhcp6;
 use pxe::tftp::packet::{Packet as Tftp, encode_option_ack};
 use pxe::tftp::transfer::agree;
 
@@ -92,7 +93,7 @@ fn replay(name: &str, mut engine: Engine, answer: &BootAnswer, length: u64) -> (
             67 => {
                 let packet = Dhcp::parse(&datagram.payload).unwrap();
                 let decide = |_: &pxe::boot::BootRequest| answer.clone();
-                let step = engine.handle(&packet, Port::Dhcp, datagram.from, now, decide);
+                let step = engine.handle(&packet, Port::Dhcp, v4(datagram.from), now, decide);
                 let reply = step.reply.map(|reply| reply.packet.encode());
                 assert_eq!(reply.as_deref(), expected, "{name}: reply to datagram {at}");
                 dhcp += 1;
@@ -110,6 +111,13 @@ fn replay(name: &str, mut engine: Engine, answer: &BootAnswer, length: u64) -> (
         }
     }
     (dhcp, tftp)
+}
+
+fn v4(end: SocketAddr) -> SocketAddrV4 {
+    match end {
+        SocketAddr::V4(end) => end,
+        SocketAddr::V6(end) => panic!("{end}: expected IPv4"),
+    }
 }
 
 fn boot(path: &str) -> BootAnswer {
@@ -145,7 +153,7 @@ fn the_captures_tell_what_stands_beside_them() {
     let names: Vec<_> = captures
         .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
-    assert!(names.len() >= 10, "{names:?}");
+    assert!(names.len() >= 11, "{names:?}");
     let wrong: Vec<_> = names.iter().filter_map(|name| compare(name)).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
@@ -186,7 +194,7 @@ fn answers(name: &str, change: impl FnOnce(&mut Vec<Subnet>)) -> usize {
         let decide = |_: &pxe::boot::BootRequest| BootAnswer::LocalDisk {
             reason: "no ticket".into(),
         };
-        let step = engine.handle(&packet, Port::Dhcp, datagram.from, now, decide);
+        let step = engine.handle(&packet, Port::Dhcp, v4(datagram.from), now, decide);
         let Some(reply) = step.reply else {
             continue;
         };
@@ -241,4 +249,39 @@ fn firmware_of_other_kinds_is_answered_as_in_the_matrix() {
     let message = boot("boot/other-firmware.ipxe");
     let told = replay("seabios-ipxe", factory(1), &message, 0);
     assert_eq!(told, (3, 0), "iPXE looks for servers twice");
+}
+
+#[test]
+fn ovmf_is_answered_by_ipv6_as_in_the_matrix() {
+    use dhcp6::packet::{Packet, SERVER_ID};
+    let name = "ovmf-http-boot-v6";
+    let datagrams = load(name);
+    let packets = datagrams.iter().map(|one| Packet::parse(&one.payload));
+    let packets: Vec<_> = packets.collect::<Result<_, _>>().unwrap();
+    let identity = packets[1].message.options.get(SERVER_ID).unwrap();
+    let config = dhcp6::Config {
+        server: "fd80:0:0:4::1".parse().unwrap(),
+        http_base: "http://[fd80:0:0:4::1]:8080".into(),
+        name_servers: Vec::new(),
+        lease: Duration::from_secs(3600),
+        local_disk: LocalDiskReply::default(),
+        advertise: true,
+    };
+    let identity = dhcp6::duid::Duid::new(identity).unwrap();
+    let mut engine = dhcp6::policy::Engine::new(config, identity).unwrap();
+    let asked = (0..datagrams.len()).step_by(2);
+    assert_eq!(asked.len(), 4, "its HTTP boot and its IP stack, two each");
+    for at in asked {
+        let SocketAddr::V6(from) = datagrams[at].from else {
+            panic!("{}", datagrams[at].from);
+        };
+        let answer = boot("boot/installer.efi");
+        let step = engine.handle(&packets[at], from, |_| answer);
+        let reply = step.reply.unwrap();
+        assert_eq!(
+            reply.packet.encode(),
+            datagrams[at + 1].payload,
+            "{name}: reply to datagram {at}"
+        );
+    }
 }

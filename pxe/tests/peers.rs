@@ -612,9 +612,20 @@ fn dhclient_takes_renews_and_releases_an_address_of_ipv6() {
             let addresses = "ip -6 addr show dev client0 scope link -tentative";
             bench.shows("client", addresses, "inet6 fe80").await;
             bench.shows("client", "ip -6 route", "fd77::/64").await;
+            let mut tap = Tap::open("br0").unwrap();
             let (line, told) = dhclient6(bench, "client");
             bench.start("client", &format!("{line} -d client0"));
             let bound = line_in(&told, "BOUND6").await;
+            let mut filter = Filter::new("02:00:00:00:00:06".parse().unwrap());
+            let mut said = Vec::new();
+            while said.len() < 4 {
+                let datagram = Datagram::of_frame(tap.next().await.unwrap(), 0).unwrap();
+                if filter.takes(&datagram) {
+                    let packet = dhcp6::packet::Packet::parse(&datagram.payload).unwrap();
+                    said.push(packet.message.kind.name());
+                }
+            }
+            assert_eq!(said, ["SOLICIT", "ADVERTISE", "REQUEST", "REPLY"]);
             let address = bound.strip_prefix("BOUND6 ").unwrap().to_owned();
             assert!(address.starts_with("fd77:"), "{bound}");
             let event = bench.told("DHCPv6 REQUEST: REPLY").await;

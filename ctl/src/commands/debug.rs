@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
@@ -178,8 +178,8 @@ fn no_file(path: &Path, error: io::Error) -> anyhow::Error {
 struct Told {
     /// Microseconds since the first packet.
     micros: u64,
-    from: SocketAddrV4,
-    to: SocketAddrV4,
+    from: SocketAddr,
+    to: SocketAddr,
     /// Of its content.
     bytes: usize,
     text: String,
@@ -209,7 +209,7 @@ impl Decode {
 
 fn for_people(datagrams: &[Datagram], all: bool) -> String {
     if datagrams.is_empty() {
-        return "no UDP over IPv4 of that machine".to_owned();
+        return "no UDP of that machine".to_owned();
     }
     if all {
         return capture::tell(datagrams);

@@ -51,8 +51,8 @@ fn told(bytes: &[u8]) {
     for port in [SERVER_PORT, 69] {
         let datagram = Datagram {
             micros: 0,
-            from: end(68),
-            to: end(port),
+            from: end(68).into(),
+            to: end(port).into(),
             length: bytes.len(),
             payload: bytes.to_vec(),
         };

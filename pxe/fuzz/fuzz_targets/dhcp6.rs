@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use pxe::boot::BootAnswer;
+use pxe::capture::{self, Datagram, Filter};
 use pxe::dhcp::LocalDiskReply;
 use pxe::dhcp6::Config;
 use pxe::dhcp6::duid::Duid;
@@ -35,6 +36,7 @@ fuzz_target!(|input: &[u8]| {
     let mut engine = Engine::new(config, identity).expect("the configuration is right");
     let mut users = HashMap::new();
     for bytes in pxe_fuzz::datagrams(input) {
+        told(bytes);
         let Ok(packet) = Packet::parse(bytes) else {
             continue;
         };
@@ -80,6 +82,20 @@ fuzz_target!(|input: &[u8]| {
         }
     }
 });
+
+/// The operator's `debug decode` reads what anybody sent.
+fn told(bytes: &[u8]) {
+    let datagram = Datagram {
+        micros: 0,
+        from: SocketAddrV6::new(CLIENT, CLIENT_PORT, 0, 0).into(),
+        to: SocketAddrV6::new(SERVER, SERVER_PORT, 0, 0).into(),
+        length: bytes.len(),
+        payload: bytes.to_vec(),
+    };
+    let mut filter = Filter::new("52:54:00:12:34:56".parse().expect("an address"));
+    let _ = filter.takes(&datagram);
+    assert!(!capture::tell(&[datagram]).is_empty());
+}
 
 /// An address is given to one client, for one purpose.
 fn used_by_one(asked: &Packet, reply: &Packet, users: &mut HashMap<Ipv6Addr, (Vec<u8>, u32)>) {

@@ -15,15 +15,18 @@ const BUFFER: usize = 8 << 20;
 /// The largest frame, also of those that the network card cuts into datagrams later.
 const LARGEST: usize = 14 + 65_535;
 
-/// UDP over IPv4, whole: the rest stays in the kernel.
-fn udp() -> [SockFilter; 6] {
-    // Load the half word or the byte at a place; go on, or jump to the last line;
+/// UDP over IPv4 or right behind the header of IPv6, whole: the rest stays in the kernel.
+fn udp() -> [SockFilter; 9] {
+    // Load the half word or the byte at a place; go on, or jump over so many lines;
     // return how much of the frame is wanted.
-    let (half, byte, equal, give) = (0x28, 0x30, 0x15, 0x06);
+    let (half, byte, equal, jump, give) = (0x28, 0x30, 0x15, 0x05, 0x06);
     [
         SockFilter::new(half, 0, 0, 12),
-        SockFilter::new(equal, 0, 3, 0x0800),
+        SockFilter::new(equal, 0, 2, 0x0800),
         SockFilter::new(byte, 0, 0, 23),
+        SockFilter::new(jump, 0, 0, 2),
+        SockFilter::new(equal, 0, 3, 0x86dd),
+        SockFilter::new(byte, 0, 0, 20),
         SockFilter::new(equal, 0, 1, 17),
         SockFilter::new(give, 0, 0, u32::MAX),
         SockFilter::new(give, 0, 0, 0),
@@ -57,7 +60,7 @@ impl Tap {
         })
     }
 
-    /// Returns the next frame of a UDP datagram over IPv4, sent or received.
+    /// Returns the next frame of a UDP datagram, sent or received.
     ///
     /// # Errors
     /// The interface has gone.

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Datagram;
 use crate::dhcp::options::{self, MessageType};
 use crate::dhcp::packet::{Op, Packet};
+use crate::dhcp6::duid::Duid;
+use crate::dhcp6::packet as packet6;
 use crate::tftp;
 
 /// Returns the telling of datagrams, a paragraph for each.
@@ -21,7 +23,7 @@ pub fn tell(datagrams: &[Datagram]) -> String {
 pub struct Teller {
     condensed: bool,
     /// By the client's end, as TFTP has its port in the first message only.
-    transfers: HashMap<SocketAddrV4, Transfer>,
+    transfers: HashMap<SocketAddr, Transfer>,
 }
 
 /// A file on its way by TFTP.
@@ -34,7 +36,7 @@ struct Transfer {
 /// The data of a transfer.
 #[derive(Debug)]
 struct Sent {
-    server: SocketAddrV4,
+    server: SocketAddr,
     begun: u64,
     latest: u64,
     blocks: u64,
@@ -95,7 +97,10 @@ impl Teller {
             self.transfers.entry(*from).or_default();
         }
         if datagram.is_dhcp() {
-            tell_dhcp(&datagram.payload, &mut out);
+            match datagram.to {
+                SocketAddr::V4(_) => tell_dhcp(&datagram.payload, &mut out),
+                SocketAddr::V6(_) => tell_dhcp6(&datagram.payload, &mut out),
+            }
         } else if [from, to]
             .iter()
             .any(|end| self.transfers.contains_key(end))
@@ -134,7 +139,7 @@ impl Default for Transfer {
 
 impl Transfer {
     /// Takes note of a datagram. Returns whether it is one of those that are summed up.
-    fn note(&mut self, datagram: &Datagram, client: SocketAddrV4) -> bool {
+    fn note(&mut self, datagram: &Datagram, client: SocketAddr) -> bool {
         use tftp::packet::Packet;
         match Packet::parse(&datagram.payload) {
             Ok(Packet::OptionAck(options)) => {
@@ -192,7 +197,7 @@ impl Transfer {
     }
 
     /// Tells of the data when its end has come.
-    fn tell_end(&mut self, client: SocketAddrV4, out: &mut String) {
+    fn tell_end(&mut self, client: SocketAddr, out: &mut String) {
         if self
             .sent
             .as_ref()
@@ -202,20 +207,20 @@ impl Transfer {
         }
     }
 
-    fn tell_now(&mut self, client: SocketAddrV4, out: &mut String) {
+    fn tell_now(&mut self, client: SocketAddr, out: &mut String) {
         if let Some(sent) = self.sent.as_mut().filter(|sent| !sent.told) {
             sent.told = true;
             sent.tell(client, out);
         }
     }
 
-    fn tell(mut self, client: SocketAddrV4, out: &mut String) {
+    fn tell(mut self, client: SocketAddr, out: &mut String) {
         self.tell_now(client, out);
     }
 }
 
 impl Sent {
-    fn tell(&self, client: SocketAddrV4, out: &mut String) {
+    fn tell(&self, client: SocketAddr, out: &mut String) {
         tell_way(self.latest, self.server, client, out);
         let millis = self.latest.saturating_sub(self.begun) / 1000;
         let _ = write!(
@@ -241,7 +246,7 @@ impl Sent {
     }
 }
 
-fn tell_way(micros: u64, from: SocketAddrV4, to: SocketAddrV4, out: &mut String) {
+fn tell_way(micros: u64, from: SocketAddr, to: SocketAddr, out: &mut String) {
     let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
     let _ = write!(out, "{seconds:3}.{micros:06} {from} -> {to}  ");
 }
@@ -290,6 +295,102 @@ fn tell_dhcp(payload: &[u8], out: &mut String) {
     {
         let _ = writeln!(out, "    option {code} {}", option(code, value));
     }
+}
+
+fn tell_dhcp6(payload: &[u8], out: &mut String) {
+    let packet = match packet6::Packet::parse(payload) {
+        Ok(packet) => packet,
+        Err(error) => {
+            let _ = writeln!(out, "not a DHCPv6 message: {error}");
+            return;
+        }
+    };
+    let packet6::Message {
+        kind,
+        transaction,
+        options,
+    } = &packet.message;
+    let kind = kind.name();
+    let _ = writeln!(out, "DHCPv6 {kind} transaction {transaction:06x}");
+    for packet6::Relay {
+        hops,
+        link,
+        peer,
+        options,
+    } in &packet.relays
+    {
+        let _ = writeln!(out, "    relay {hops}, link {link}, for {peer}");
+        for (code, value) in options.iter() {
+            let _ = writeln!(out, "      option {code} {}", option6(code, value));
+        }
+    }
+    for (code, value) in options.iter() {
+        let _ = writeln!(out, "    option {code} {}", option6(code, value));
+        let inside = (code == packet6::IA_NA)
+            .then(|| packet6::Options::parse(value.get(12..)?).ok())
+            .flatten();
+        for (code, value) in inside.iter().flat_map(packet6::Options::iter) {
+            let _ = writeln!(out, "      option {code} {}", option6(code, value));
+        }
+    }
+}
+
+/// Returns the name and value of an option of DHCPv6.
+fn option6(code: u16, value: &[u8]) -> String {
+    let address = |bytes: &[u8; 16]| Ipv6Addr::from(*bytes).to_string();
+    let number = |bytes: &[u8]| -> String {
+        let bytes: Option<[u8; 4]> = bytes.try_into().ok();
+        bytes.map_or_else(String::new, |bytes| u32::from_be_bytes(bytes).to_string())
+    };
+    let codes = |value: &[u8]| -> String {
+        let (codes, _) = value.as_chunks();
+        let codes = codes
+            .iter()
+            .map(|code| u16::from_be_bytes(*code).to_string());
+        codes.collect::<Vec<_>>().join(" ")
+    };
+    let hex = |value: &[u8]| -> String {
+        let bytes: Vec<_> = value.iter().map(|byte| format!("{byte:02x}")).collect();
+        bytes.join(" ")
+    };
+    let identifier =
+        |value: &[u8]| Duid::new(value).map_or_else(|| hex(value), |duid| duid.to_string());
+    let (name, text) = match (code, value) {
+        (packet6::CLIENT_ID, value) => ("client identifier", identifier(value)),
+        (packet6::SERVER_ID, value) => ("server identifier", identifier(value)),
+        (packet6::IA_NA, [a, b, c, d, ..]) => {
+            let iaid = u32::from_be_bytes([*a, *b, *c, *d]);
+            ("association", format!("{iaid:08x}"))
+        }
+        (packet6::IA_ADDR, value) => match value.split_first_chunk::<16>() {
+            Some((bytes, times)) => {
+                let valid = number(times.get(4..8).unwrap_or_default());
+                ("address", format!("{} for {valid} s", address(bytes)))
+            }
+            None => ("address", hex(value)),
+        },
+        (packet6::REQUESTED, value) => ("wishes", codes(value)),
+        (packet6::CLIENT_ARCH, value) => ("architecture", codes(value)),
+        (packet6::PREFERENCE, [value]) => ("preference", value.to_string()),
+        (packet6::STATUS, [high, low, words @ ..]) => {
+            let code = u16::from_be_bytes([*high, *low]);
+            ("status", format!("{code} {}", words.escape_ascii()))
+        }
+        (packet6::VENDOR_CLASS, [_, _, _, _, _, _, text @ ..]) => {
+            ("vendor class", text.escape_ascii().to_string())
+        }
+        (packet6::USER_CLASS, [_, _, text @ ..]) => ("user class", text.escape_ascii().to_string()),
+        (packet6::INTERFACE_ID, value) => ("interface", value.escape_ascii().to_string()),
+        (packet6::BOOT_FILE_URL, value) => ("boot file", value.escape_ascii().to_string()),
+        (packet6::NAME_SERVERS, value) => {
+            let (addresses, _) = value.as_chunks();
+            let addresses: Vec<_> = addresses.iter().map(address).collect();
+            ("name servers", addresses.join(" "))
+        }
+        (packet6::CLIENT_LINK_LAYER, value) => ("hardware address", hex(value)),
+        (_, value) => return hex(value),
+    };
+    format!("({name}) {text}")
 }
 
 /// Returns the name and value of an option.
@@ -405,7 +506,7 @@ fn tell_tftp(datagram: &Datagram, out: &mut String) {
 mod tests {
     use super::*;
 
-    fn end(text: &str) -> SocketAddrV4 {
+    fn end(text: &str) -> SocketAddr {
         text.parse().unwrap()
     }
 
