@@ -12,7 +12,7 @@ packages=(
     # images
     mmdebstrap dpkg debian-archive-keyring uidmap cpio xz-utils gnupg openssl
     # the laboratory: machines, network, evidence
-    qemu-system-x86 ovmf swtpm iproute2 ethtool socat tcpdump util-linux mount
+    qemu-system-x86 ovmf ipxe swtpm iproute2 ethtool socat tcpdump util-linux mount
     dosfstools mtools gdisk e2fsprogs cryptsetup-bin qemu-utils zstd
     # the build whose failures are tested, from the host's own programs
     erofs-utils

@@ -32,6 +32,8 @@ pub struct Config {
     /// A UEFI program that starts a machine's own disk, in place of the one
     /// that the factory makes.
     pub local_boot: Option<PathBuf>,
+    /// iPXE for BIOS, which shows such a machine why it is not born.
+    pub ipxe: Option<PathBuf>,
     /// DHCPv4 as `pxe` wants it; `None` where machines boot by IPv6 alone.
     pub dhcp: Option<policy::Config>,
     /// DHCPv6, where machines boot by IPv6 too.
@@ -79,6 +81,7 @@ struct Raw {
     channel: String,
     trust_root: PathBuf,
     local_boot: Option<PathBuf>,
+    ipxe: Option<PathBuf>,
     #[serde(default)]
     http: RawHttp,
     #[serde(default)]
@@ -234,6 +237,9 @@ struct RawSky {
     token_file: PathBuf,
 }
 
+/// Where Debian's package `ipxe` puts it.
+const DEBIAN_IPXE: &str = "/usr/lib/ipxe/undionly.kpxe";
+
 fn default_state() -> PathBuf {
     "/var/lib/leap-provisioner".into()
 }
@@ -312,6 +318,11 @@ impl Config {
         if let Some(path) = local_boot.as_ref().filter(|path| !path.is_file()) {
             bail!("local_boot: no file {}", path.display());
         }
+        let ipxe = match raw.ipxe.map(at) {
+            Some(path) if !path.is_file() => bail!("ipxe: no file {}", path.display()),
+            Some(path) => Some(path),
+            None => Some(PathBuf::from(DEBIAN_IPXE)).filter(|path| path.is_file()),
+        };
         let state = at(raw.state);
         let lease_file = raw
             .dhcp
@@ -342,6 +353,7 @@ impl Config {
             http_base: format!("http://{address}:{port}"),
             metrics,
             local_boot,
+            ipxe,
             dhcp,
             dhcp6,
             lease_file,
@@ -701,6 +713,11 @@ places = [{ remote = "0x0a0b", address = "10.78.0.9" }]
             ("10.77.0.199", "10.77.0.50", "is empty"),
             ("10.77.0.100", "10.77.0.1", "own address"),
             ("https://", "http://", "sky.url"),
+            (
+                "channel = \"stable\"",
+                "channel = \"stable\"\nipxe = \"none.kpxe\"",
+                "ipxe: no file",
+            ),
             ("\"ca.pem\"", "\"none.pem\"", "sky.ca"),
             (
                 "mode = \"server\"",

@@ -23,7 +23,7 @@ use super::disks::DiskShelf;
 use super::ledger::Ledger;
 use super::routes::{self, Factory};
 use super::sky::{SkyClient, SkyError};
-use super::source::{Bench, UNSIGNED_ANSWER};
+use super::source::{Bench, Programs, UNSIGNED_ANSWER};
 use super::story::Stories;
 use crate::WHO_IS_FACTORY;
 
@@ -65,7 +65,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Failure>
         Arc::clone(&cache),
         stories,
         clock,
-        config.local_boot.clone(),
+        Programs {
+            local_boot: config.local_boot.clone(),
+            ipxe: config.ipxe.clone(),
+        },
     ));
     let factory = Arc::new(Factory {
         ledger,

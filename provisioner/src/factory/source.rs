@@ -27,6 +27,9 @@ pub const LOCAL_BOOT: &str = "boot/local.efi";
 /// Path of the script that tells iPXE on a machine of another kind what is wrong with it.
 pub const OTHER_FIRMWARE: &str = "boot/other-firmware.ipxe";
 
+/// Path of iPXE for BIOS, which shows that script where the card's own ROM could not.
+pub const IPXE: &str = "boot/undionly.kpxe";
+
 /// What goes wrong with an unsigned answer, and the remedy.
 pub const UNSIGNED_ANSWER: &str = "a machine that enforces the release's Secure Boot keys \
      refuses the program that starts its disk: sign it and name it as local_boot";
@@ -46,6 +49,15 @@ impl Releases for Cache {
     }
 }
 
+/// Programs of the operator's host that machines are given.
+#[derive(Debug, Clone, Default)]
+pub struct Programs {
+    /// Starts a machine's own disk; without it `pxe` has one.
+    pub local_boot: Option<PathBuf>,
+    /// iPXE for BIOS: Debian's `undionly.kpxe`.
+    pub ipxe: Option<PathBuf>,
+}
+
 /// The factory's answers to machines that boot.
 #[derive(Debug)]
 pub struct Bench {
@@ -55,8 +67,7 @@ pub struct Bench {
     clock: fn() -> Timestamp,
     /// What is counted.
     pub metrics: Metrics,
-    /// The operator's own program that starts a machine's disk; else `pxe` has one.
-    local_boot: Option<PathBuf>,
+    programs: Programs,
     /// Which machine was given an address. A guess for the servers of files,
     /// who see no more of a machine; what counts was decided by DHCP.
     addresses: RwLock<HashMap<IpAddr, (MacAddr, Option<MachineUuid>)>>,
@@ -71,7 +82,7 @@ impl Bench {
         releases: Arc<impl Releases + 'static>,
         stories: Arc<Stories>,
         clock: fn() -> Timestamp,
-        local_boot: Option<PathBuf>,
+        programs: Programs,
     ) -> Self {
         Self {
             ledger,
@@ -79,7 +90,7 @@ impl Bench {
             stories,
             clock,
             metrics: Metrics::default(),
-            local_boot,
+            programs,
             addresses: RwLock::default(),
             last: Mutex::default(),
         }
@@ -111,7 +122,7 @@ impl Bench {
     #[must_use]
     pub fn answer_is_unsigned(&self) -> bool {
         let current = self.releases.current();
-        self.local_boot.is_none() && current.is_some_and(|current| current.enrols_keys)
+        self.programs.local_boot.is_none() && current.is_some_and(|current| current.enrols_keys)
     }
 
     fn boot(&self, mac: MacAddr, uuid: Option<MachineUuid>) -> Boot {
@@ -238,7 +249,8 @@ impl BootSource for Bench {
     fn decide(&self, request: &BootRequest) -> BootAnswer {
         let boots = request.client_class != ClientClass::Other;
         if let Boot::LocalDisk(reason) = self.boot(request.mac, request.uuid) {
-            if boots && self.local_boot.is_some() && request.arch == pxe::local_boot::ARCH {
+            if boots && self.programs.local_boot.is_some() && request.arch == pxe::local_boot::ARCH
+            {
                 return BootAnswer::Boot {
                     tftp_path: LOCAL_BOOT.into(),
                     http_path: LOCAL_BOOT.into(),
@@ -262,6 +274,14 @@ impl BootSource for Bench {
                     http_path: OTHER_FIRMWARE.into(),
                 };
             }
+            // Or fetches what can. It asks again, as iPXE: there is no loop.
+            let bios = (request.client_class, request.arch) == (ClientClass::Pxe, ClientArch::Bios);
+            if bios && self.programs.ipxe.is_some() {
+                return BootAnswer::Boot {
+                    tftp_path: IPXE.into(),
+                    http_path: IPXE.into(),
+                };
+            }
             return BootAnswer::LocalDisk {
                 reason: other_kind(units, request.arch),
             };
@@ -279,7 +299,15 @@ impl BootSource for Bench {
 
     fn open(&self, peer: IpAddr, path: &str) -> Result<BootFile, NotServed> {
         if path == LOCAL_BOOT {
-            let program = self.local_boot.clone().ok_or(NotServed::NotFound)?;
+            let program = self
+                .programs
+                .local_boot
+                .clone()
+                .ok_or(NotServed::NotFound)?;
+            return Ok(BootFile::Path(program));
+        }
+        if path == IPXE {
+            let program = self.programs.ipxe.clone().ok_or(NotServed::NotFound)?;
             return Ok(BootFile::Path(program));
         }
         if path == OTHER_FIRMWARE {
@@ -341,7 +369,7 @@ impl BootSource for Bench {
                     boot_file: Some(file),
                     ..
                 } = outcome
-                    && file.ends_with(OTHER_FIRMWARE)
+                    && (file.ends_with(OTHER_FIRMWARE) || file.ends_with(IPXE))
                 {
                     text.push_str(": ");
                     text.push_str(&other_kind(self.units(), request.arch));
@@ -413,7 +441,7 @@ mod tests {
             Arc::new(Offered(None)),
             Arc::new(Stories::open(&at("stories.jsonl")).unwrap()),
             || Timestamp::UNIX_EPOCH,
-            None,
+            Programs::default(),
         );
         let other = match bench.units() {
             ClientArch::UefiX64 => ClientArch::UefiArm64,
@@ -464,6 +492,36 @@ mod tests {
     }
 
     #[test]
+    fn a_bios_that_shows_no_script_is_given_ipxe_and_then_the_script() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let programs = Programs {
+            ipxe: Some("/undionly.kpxe".into()),
+            ..Programs::default()
+        };
+        let bench = Bench::new(
+            Arc::new(Ledger::open(&at("machines.jsonl")).unwrap()),
+            Arc::new(Offered(None)),
+            Arc::new(Stories::open(&at("stories.jsonl")).unwrap()),
+            || Timestamp::UNIX_EPOCH,
+            programs,
+        );
+        let path = |arch, class| match bench.decide(&asks(arch, class)) {
+            BootAnswer::Boot { tftp_path, .. } => Some(tftp_path),
+            BootAnswer::LocalDisk { .. } | BootAnswer::Ignore { .. } => None,
+        };
+        let (bios, pxe) = (ClientArch::Bios, ClientClass::Pxe);
+        assert_eq!(path(bios, pxe).as_deref(), Some(IPXE));
+        assert_eq!(
+            path(bios, ClientClass::Ipxe).as_deref(),
+            Some(OTHER_FIRMWARE)
+        );
+        assert_eq!(path(ClientArch::UefiIa32, pxe), None, "a program for BIOS");
+        let file = bench.open([10, 77, 0, 100].into(), IPXE);
+        assert_eq!(file, Ok(BootFile::Path("/undionly.kpxe".into())));
+    }
+
+    #[test]
     fn an_answer_that_enforcing_machines_refuse_is_told_with_its_remedy() {
         for (enrols_keys, local_boot, expected) in [
             (true, None, true),
@@ -483,7 +541,10 @@ mod tests {
                 Arc::new(Offered(Some(current))),
                 Arc::new(Stories::open(&at("stories.jsonl")).unwrap()),
                 || Timestamp::UNIX_EPOCH,
-                local_boot,
+                Programs {
+                    local_boot,
+                    ipxe: None,
+                },
             );
             assert_eq!(bench.answer_is_unsigned(), expected);
         }

@@ -15,7 +15,7 @@ use model::machine::{MachineCode, MachineFacts};
 use provisioner::factory::birth::{Boot, Event, Refusal};
 use provisioner::factory::cache::Current;
 use provisioner::factory::ledger::{Details, Journal, Ledger, LedgerError, MachineRecord};
-use provisioner::factory::source::{Bench, INSTALLER, Releases};
+use provisioner::factory::source::{Bench, INSTALLER, Programs, Releases};
 use provisioner::factory::story::Stories;
 use pxe::boot::{BootAnswer, BootRequest, BootSource as _, NotServed};
 use pxe::dhcp::lease::{read_journal, write_journal};
@@ -278,7 +278,7 @@ fn bench(ledger: &Arc<Ledger>) -> Bench {
         Arc::new(OneRelease(current)),
         stories,
         clock,
-        None,
+        Programs::default(),
     )
 }
 

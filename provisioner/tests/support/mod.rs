@@ -827,7 +827,10 @@ async fn start_factory(
         Arc::clone(&cache),
         stories,
         clock,
-        local_boot,
+        source::Programs {
+            local_boot,
+            ipxe: None,
+        },
     );
     let factory = Arc::new(Factory {
         ledger,
