@@ -129,6 +129,26 @@ const NOT_OURS: Step = Step {
     event: None,
 };
 
+/// What the state machine of one message came to.
+#[derive(Debug)]
+enum Verdict {
+    /// Addresses, and all else that the client wants to know.
+    Configure {
+        /// The first address.
+        address: Option<Ipv6Addr>,
+        /// The associations, each as the value of its option.
+        given: Vec<Vec<u8>>,
+    },
+    /// A word on addresses that the client has.
+    Status {
+        status: Status,
+        /// For the client's log and for ours.
+        words: &'static str,
+    },
+    /// For somebody else, or noise.
+    NotOurs,
+}
+
 /// Status codes (RFC 8415, section 21.13).
 #[derive(Debug, Clone, Copy)]
 enum Status {
@@ -201,98 +221,100 @@ impl Engine {
             options.add(packet::CLIENT_ID, client.bytes());
         }
         options.add(packet::SERVER_ID, self.identity.bytes());
-        let network = self.config.network_of(packet);
-        let associations: Vec<_> = message
-            .options
-            .all(packet::IA_NA)
-            .filter_map(IaNa::parse)
-            .collect();
-        let (answered, address) = match kind {
-            MessageType::Solicit
-            | MessageType::Request
-            | MessageType::Renew
-            | MessageType::Rebind => {
-                let Some(client) = &client else {
-                    return NOT_OURS;
-                };
-                let mut first = None;
-                for association in &associations {
-                    let Ok(held) = association.addresses() else {
-                        return NOT_OURS;
-                    };
-                    let address = self.address_of(network, client, association.iaid);
-                    first = first.or(Some(address));
-                    let value = self.association(association.iaid, address, &held);
-                    options.add(packet::IA_NA, value);
+        match self.verdict(packet, client.as_ref()) {
+            Verdict::NotOurs => NOT_OURS,
+            Verdict::Status { status, words } => {
+                options.add(packet::STATUS, status_option(status, words));
+                let note = words.to_owned();
+                Step {
+                    reply: Some(reply(packet, from, MessageType::Reply, options)),
+                    event: event(DhcpOutcome::Noted { note }),
                 }
-                let kind = if kind == MessageType::Solicit {
+            }
+            Verdict::Configure { address, given } => {
+                for association in given {
+                    options.add(packet::IA_NA, association);
+                }
+                let answered = if kind == MessageType::Solicit {
                     // RFC 8415, section 18.2.1: who says so need not be compared with others.
                     options.add(packet::PREFERENCE, [255]);
                     MessageType::Advertise
                 } else {
                     MessageType::Reply
                 };
-                (kind, first)
+                self.add_name_servers(message, &mut options);
+                if let Some(url) = &told.url {
+                    options.add(packet::BOOT_FILE_URL, url);
+                    if let Some(class) = told.class {
+                        options.add(packet::VENDOR_CLASS, vendor_class(message, class));
+                    }
+                }
+                Step {
+                    reply: Some(reply(packet, from, answered, options)),
+                    event: event(DhcpOutcome::Replied {
+                        message: DhcpMessage::V6(answered),
+                        address: address.map(Into::into),
+                        boot_file: told.url,
+                        note: told.note,
+                    }),
+                }
             }
-            MessageType::Confirm => {
-                let mut held = Vec::new();
-                for association in &associations {
-                    held.extend(association.addresses().unwrap_or_default());
+        }
+    }
+
+    /// The server's side of RFC 8415, section 18.3, as far as addresses go.
+    fn verdict(&mut self, packet: &Packet, client: Option<&Duid>) -> Verdict {
+        use MessageType as Kind;
+        let network = self.config.network_of(packet);
+        let values = packet.message.options.all(packet::IA_NA);
+        let held: Result<Vec<_>, _> = values
+            .filter_map(IaNa::parse)
+            .map(|association| Ok((association.iaid, association.addresses()?)))
+            .collect::<Result<_, packet::Malformed>>();
+        let Ok(held) = held else {
+            return Verdict::NotOurs;
+        };
+        match (packet.message.kind, client) {
+            (Kind::Solicit | Kind::Request | Kind::Renew | Kind::Rebind, Some(client)) => {
+                let mut address = None;
+                let given = held.iter().map(|(iaid, held)| {
+                    let own = self.address_of(network, client, *iaid);
+                    address.get_or_insert(own);
+                    self.association(*iaid, own, held)
+                });
+                let given = given.collect();
+                Verdict::Configure { address, given }
+            }
+            (Kind::InformationRequest, _) => Verdict::Configure {
+                address: None,
+                given: Vec::new(),
+            },
+            (Kind::Confirm, _) => {
+                let mut all = held.iter().flat_map(|(_, held)| held).peekable();
+                if all.peek().is_none() {
+                    return Verdict::NotOurs;
                 }
-                if held.is_empty() {
-                    return NOT_OURS;
-                }
-                let (status, words) = if held.iter().all(|held| Network::of(*held) == network) {
+                let (status, words) = if all.all(|held| Network::of(*held) == network) {
                     (Status::Success, "the addresses fit this link")
                 } else {
                     (Status::NotOnLink, "the addresses are of another link")
                 };
-                options.add(packet::STATUS, status_option(status, words));
-                (MessageType::Reply, None)
+                Verdict::Status { status, words }
             }
-            MessageType::Decline => {
-                let client = client.as_ref().expect("a decline names its client");
-                for association in &associations {
-                    let held = association.addresses().unwrap_or_default();
-                    self.decline(network, client, association.iaid, &held);
+            (Kind::Decline, Some(client)) => {
+                for (iaid, held) in &held {
+                    self.decline(network, client, *iaid, held);
                 }
-                options.add(packet::STATUS, status_option(Status::Success, "noted"));
-                (MessageType::Reply, None)
+                Verdict::Status {
+                    status: Status::Success,
+                    words: "somebody else uses the address; the next is another",
+                }
             }
-            MessageType::Release => {
-                options.add(packet::STATUS, status_option(Status::Success, "noted"));
-                (MessageType::Reply, None)
-            }
-            MessageType::InformationRequest => (MessageType::Reply, None),
-            MessageType::Advertise | MessageType::Reply | MessageType::Reconfigure => {
-                return NOT_OURS;
-            }
-        };
-        if matches!(kind, MessageType::Decline | MessageType::Release) {
-            let note = match kind {
-                MessageType::Decline => "somebody else uses the address; the next is another",
-                _ => "gave its address back",
-            };
-            return Step {
-                reply: Some(self.reply(packet, from, answered, options)),
-                event: event(DhcpOutcome::Noted { note: note.into() }),
-            };
-        }
-        self.add_name_servers(message, &mut options);
-        if let Some(url) = &told.url {
-            options.add(packet::BOOT_FILE_URL, url);
-            if let Some(class) = told.class {
-                options.add(packet::VENDOR_CLASS, vendor_class(message, class));
-            }
-        }
-        Step {
-            reply: Some(self.reply(packet, from, answered, options)),
-            event: event(DhcpOutcome::Replied {
-                message: DhcpMessage::V6(answered),
-                address: address.map(Into::into),
-                boot_file: told.url,
-                note: told.note,
-            }),
+            (Kind::Release, _) => Verdict::Status {
+                status: Status::Success,
+                words: "gave its address back",
+            },
+            _ => Verdict::NotOurs,
         }
     }
 
@@ -423,31 +445,26 @@ impl Engine {
             }
         }
     }
+}
 
-    fn reply(
-        &self,
-        asked: &Packet,
-        from: SocketAddrV6,
-        kind: MessageType,
-        options: Options,
-    ) -> Reply {
-        let message = Message {
-            kind,
-            transaction: asked.message.transaction,
-            options,
-        };
-        let relays = asked.relays.iter().map(packet::Relay::answered).collect();
-        let mut to = from;
-        // RFC 8415, section 7.2: whatever port they asked from.
-        to.set_port(if asked.relays.is_empty() {
-            CLIENT_PORT
-        } else {
-            SERVER_PORT
-        });
-        Reply {
-            packet: Packet { relays, message },
-            to,
-        }
+/// A reply by the way that the question came.
+fn reply(asked: &Packet, from: SocketAddrV6, kind: MessageType, options: Options) -> Reply {
+    let message = Message {
+        kind,
+        transaction: asked.message.transaction,
+        options,
+    };
+    let relays = asked.relays.iter().map(packet::Relay::answered).collect();
+    let mut to = from;
+    // RFC 8415, section 7.2: whatever port they asked from.
+    to.set_port(if asked.relays.is_empty() {
+        CLIENT_PORT
+    } else {
+        SERVER_PORT
+    });
+    Reply {
+        packet: Packet { relays, message },
+        to,
     }
 }
 
