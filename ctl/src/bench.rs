@@ -10,7 +10,7 @@ use model::UnitName;
 use model::api::{MachineState, MachineView, UnitState, UnitView};
 use model::machine::{DiskContent, DiskFacts, DiskHealth, MachineCode, MachineFacts, Severity};
 
-use crate::birth;
+use crate::birth::{self, Disks};
 use crate::replacement::unborn_incarnation;
 use crate::rules::{Becomes, DiskRule, Fit, Rule, Rules};
 
@@ -48,7 +48,7 @@ pub(crate) enum Decision<'a> {
 pub(crate) struct Approve<'a> {
     pub(crate) rule: &'a Rule,
     pub(crate) unit: &'a UnitView,
-    pub(crate) disk: &'a DiskFacts,
+    pub(crate) disks: Disks<'a>,
 }
 
 /// Why a machine is left held.
@@ -113,11 +113,11 @@ pub(crate) fn decide<'a>(
     let decided = only_one(rule, machine, bench).and_then(|()| {
         Ok((
             choose_unit(rules, rule, machine, bench)?,
-            choose_disk(rule, &machine.facts)?,
+            choose_disks(rule, &machine.facts)?,
         ))
     });
     match decided {
-        Ok((unit, disk)) => Decision::Approve(Approve { rule, unit, disk }),
+        Ok((unit, disks)) => Decision::Approve(Approve { rule, unit, disks }),
         Err(why) => hold(Some(rule), why),
     }
 }
@@ -277,31 +277,49 @@ fn natural(name: &str) -> Vec<(String, u64)> {
     parts
 }
 
-fn choose_disk<'a>(rule: &Rule, facts: &'a MachineFacts) -> Result<&'a DiskFacts, Hold> {
-    let no_disk = |error: birth::NoDisk| Hold::NoDisk(error.to_string());
-    let disk = match &rule.disk {
-        DiskRule::Smallest(0) => birth::choose_disk(facts, None).map_err(no_disk)?,
-        DiskRule::Smallest(least) => birth::smallest_disk(facts, *least).ok_or_else(|| {
-            Hold::NoDisk(format!("no fixed disk of at least {}", birth::size(*least)))
-        })?,
-        DiskRule::Named(name) => birth::choose_disk(facts, Some(name)).map_err(no_disk)?,
-        DiskRule::Size(least, most) => {
-            let range = || format!("{} to {}", birth::size(*least), birth::size(*most));
-            let within =
-                |disk: &&DiskFacts| !disk.removable && (*least..=*most).contains(&disk.size);
-            let mut found = facts.disks.iter().filter(within);
-            match (found.next(), found.next()) {
-                (None, _) => return Err(Hold::NoDisk(format!("no fixed disk of {}", range()))),
-                (Some(a), Some(b)) => {
-                    let both = format!("{} and {} are both of {}", a.path, b.path, range());
-                    return Err(Hold::NoDisk(both));
-                }
-                (Some(disk), None) => {
-                    birth::choose_disk(facts, Some(&disk.path)).map_err(no_disk)?
-                }
-            }
+fn choose_disks<'a>(rule: &Rule, facts: &'a MachineFacts) -> Result<Disks<'a>, Hold> {
+    let disks = match &rule.disk {
+        DiskRule::Mirrored(least) => birth::choose_pair(facts, *least).map_err(no_disk)?,
+        DiskRule::Smallest(0) => one_disk(facts, None)?,
+        DiskRule::Smallest(least) => {
+            let disk = birth::smallest_disk(facts, *least).ok_or_else(|| {
+                Hold::NoDisk(format!("no fixed disk of at least {}", birth::size(*least)))
+            })?;
+            Disks::one(disk)
         }
+        DiskRule::Named(name) => one_disk(facts, Some(name))?,
+        DiskRule::Size(least, most) => one_disk_of(facts, *least, *most)?,
     };
+    for disk in disks.iter() {
+        may_be_erased(rule, disk)?;
+    }
+    Ok(disks)
+}
+
+fn no_disk(error: birth::NoDisk) -> Hold {
+    Hold::NoDisk(error.to_string())
+}
+
+fn one_disk<'a>(facts: &'a MachineFacts, name: Option<&str>) -> Result<Disks<'a>, Hold> {
+    let disk = birth::choose_disk(facts, name);
+    disk.map(Disks::one).map_err(no_disk)
+}
+
+fn one_disk_of(facts: &MachineFacts, least: u64, most: u64) -> Result<Disks<'_>, Hold> {
+    let range = || format!("{} to {}", birth::size(least), birth::size(most));
+    let within = |disk: &&DiskFacts| !disk.removable && (least..=most).contains(&disk.size);
+    let mut found = facts.disks.iter().filter(within);
+    match (found.next(), found.next()) {
+        (None, _) => Err(Hold::NoDisk(format!("no fixed disk of {}", range()))),
+        (Some(a), Some(b)) => {
+            let both = format!("{} and {} are both of {}", a.path, b.path, range());
+            Err(Hold::NoDisk(both))
+        }
+        (Some(disk), None) => one_disk(facts, Some(&disk.path)),
+    }
+}
+
+fn may_be_erased(rule: &Rule, disk: &DiskFacts) -> Result<(), Hold> {
     if let Some(DiskHealth::Failing { reason }) = &disk.health {
         return Err(Hold::FailingDisk {
             path: disk.path.clone(),
@@ -311,7 +329,7 @@ fn choose_disk<'a>(rule: &Rule, facts: &'a MachineFacts) -> Result<&'a DiskFacts
     match disk.content {
         DiskContent::Foreign if !rule.erase.foreign => Err(Hold::ForeignData(disk.path.clone())),
         DiskContent::Leapserv if !rule.erase.unit => Err(Hold::UnitData(disk.path.clone())),
-        _ => Ok(disk),
+        _ => Ok(()),
     }
 }
 
@@ -384,7 +402,10 @@ mod tests {
             now: time("20:00:30"),
         };
         match decide(&rules(text), &machines[0], bench) {
-            Decision::Approve(yes) => format!("{} {}", yes.unit.unit, yes.disk.path),
+            Decision::Approve(yes) => {
+                let disks: Vec<_> = yes.disks.iter().map(|disk| disk.path.as_str()).collect();
+                format!("{} {}", yes.unit.unit, disks.join(" "))
+            }
             Decision::Hold { why, .. } => why.to_string(),
         }
     }
@@ -503,6 +524,13 @@ mod tests {
             "{both}"
         );
         assert!(with("disk_size = ['1 TiB', '2 TiB']").starts_with("no fixed disk of"));
+        // Neither the small one nor the stick, which is of the same size.
+        assert_eq!(
+            with("disk = 'mirrored'"),
+            "motivatit/houma-1 /dev/sdb /dev/sdd"
+        );
+        let large = with("disk = 'mirrored'\nleast_disk = '505 GiB'");
+        assert!(large.contains("no two fixed disks"), "{large}");
         assert!(with("disk = 'USB'").contains("removable"));
         assert!(with("disk = 'D9'").contains("no disk with this serial"));
     }

@@ -30,6 +30,94 @@ pub(crate) enum NoDisk {
     /// The rule finds none.
     #[error("machine: no fixed disk of at least 12 GiB; it has {found}")]
     None { found: String },
+    /// The rule finds no two.
+    #[error(
+        "machine: no two fixed disks of at least {} and of like size; it has {found}",
+        size(*.least)
+    )]
+    NoPair { least: u64, found: String },
+    /// A disk is to be the mirror of itself.
+    #[error("disk {path}: named twice, a mirror takes two disks")]
+    Twice { path: String },
+    /// More than two were named.
+    #[error("disks: {named} are named, expected one, or two that mirror each other")]
+    TooMany { named: usize },
+}
+
+/// What a birth erases: one disk, or two that become mirrors of each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Disks<'a> {
+    pub(crate) disk: &'a DiskFacts,
+    pub(crate) mirror: Option<&'a DiskFacts>,
+}
+
+impl<'a> Disks<'a> {
+    pub(crate) fn one(disk: &'a DiskFacts) -> Self {
+        Self { disk, mirror: None }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &'a DiskFacts> + use<'a> {
+        std::iter::once(self.disk).chain(self.mirror)
+    }
+
+    /// In a few words.
+    pub(crate) fn describe(&self) -> String {
+        self.iter().map(describe).collect::<Vec<_>>().join(" and ")
+    }
+}
+
+/// Chooses what the operator named by serial or path: one disk, two that mirror each
+/// other, or, with none named, the smallest that is large enough.
+pub(crate) fn choose_disks<'a>(
+    facts: &'a MachineFacts,
+    wanted: &[String],
+) -> Result<Disks<'a>, NoDisk> {
+    match wanted {
+        [] => choose_disk(facts, None).map(Disks::one),
+        [one] => choose_disk(facts, Some(one)).map(Disks::one),
+        [one, two] => {
+            let (disk, mirror) = (
+                choose_disk(facts, Some(one))?,
+                choose_disk(facts, Some(two))?,
+            );
+            if disk.path == mirror.path {
+                let path = disk.path.clone();
+                return Err(NoDisk::Twice { path });
+            }
+            let mirror = Some(mirror);
+            Ok(Disks { disk, mirror })
+        }
+        more => Err(NoDisk::TooMany { named: more.len() }),
+    }
+}
+
+/// Chooses the two smallest fixed disks of at least `least` bytes that are of like size:
+/// the larger one is at most a tenth larger, all of which would be lost.
+pub(crate) fn choose_pair(facts: &MachineFacts, least: u64) -> Result<Disks<'_>, NoDisk> {
+    let least = least.max(SMALLEST_DISK);
+    let mut fit: Vec<_> = facts
+        .disks
+        .iter()
+        .filter(|disk| !disk.removable && disk.size >= least)
+        .collect();
+    fit.sort_by(|a, b| (a.size, &a.path).cmp(&(b.size, &b.path)));
+    let alike = |pair: &&[&DiskFacts]| pair[1].size - pair[0].size <= pair[0].size / 10;
+    let pair = fit.windows(2).find(alike).ok_or_else(|| NoDisk::NoPair {
+        least,
+        found: listed(facts),
+    })?;
+    Ok(Disks {
+        disk: pair[0],
+        mirror: Some(pair[1]),
+    })
+}
+
+fn listed(facts: &MachineFacts) -> String {
+    let mut disks: Vec<String> = facts.disks.iter().map(describe).collect();
+    if disks.is_empty() {
+        disks.push("none".into());
+    }
+    disks.join(", ")
 }
 
 /// Chooses the disk to install to: the one that the operator named by serial
@@ -38,13 +126,7 @@ pub(crate) fn choose_disk<'a>(
     facts: &'a MachineFacts,
     wanted: Option<&str>,
 ) -> Result<&'a DiskFacts, NoDisk> {
-    let found = || {
-        let mut disks: Vec<String> = facts.disks.iter().map(describe).collect();
-        if disks.is_empty() {
-            disks.push("none".into());
-        }
-        disks.join(", ")
-    };
+    let found = || listed(facts);
     let Some(wanted) = wanted else {
         return smallest_disk(facts, SMALLEST_DISK).ok_or_else(|| NoDisk::None { found: found() });
     };
@@ -139,8 +221,13 @@ pub(crate) struct Terms {
     pub(crate) expires: Timestamp,
 }
 
-/// Writes the ticket for `disk` of `machine`.
-pub(crate) fn ticket(machine: &MachineView, disk: &DiskFacts, terms: Terms) -> BirthTicket {
+/// Writes the ticket for `disks` of `machine`.
+pub(crate) fn ticket(machine: &MachineView, disks: Disks<'_>, terms: Terms) -> BirthTicket {
+    let named = |disk: &DiskFacts| TicketDisk {
+        path: disk.path.clone(),
+        serial: disk.serial.clone(),
+        size: disk.size,
+    };
     BirthTicket {
         id: terms.id,
         unit: terms.unit,
@@ -148,11 +235,8 @@ pub(crate) fn ticket(machine: &MachineView, disk: &DiskFacts, terms: Terms) -> B
         machine_serial: machine.facts.serial.clone(),
         machine_uuid: machine.facts.uuid.clone(),
         device_keys: machine.keys.fingerprint(),
-        disk: TicketDisk {
-            path: disk.path.clone(),
-            serial: disk.serial.clone(),
-            size: disk.size,
-        },
+        disk: named(disks.disk),
+        mirror: disks.mirror.map(named),
         release: terms.release,
         foreign_data: terms.foreign_data,
         issued: terms.issued,
@@ -350,7 +434,7 @@ pub(crate) mod tests {
         let chosen = choose_disk(&machine.facts, None).unwrap();
         let ticket = ticket(
             &machine,
-            chosen,
+            Disks::one(chosen),
             Terms {
                 id: "00".repeat(16),
                 unit: "motivatit/houma-1".parse().unwrap(),
@@ -361,7 +445,10 @@ pub(crate) mod tests {
                 expires: Timestamp::UNIX_EPOCH,
             },
         );
-        assert_eq!(ticket.permits(&machine.facts, &machine.keys), Ok(chosen));
+        assert_eq!(
+            ticket.permits(&machine.facts, &machine.keys),
+            Ok(vec![chosen])
+        );
     }
 
     #[test]

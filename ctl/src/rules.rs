@@ -93,6 +93,8 @@ pub(crate) enum DiskRule {
     Named(String),
     /// The only fixed one in this range of sizes.
     Size(u64, u64),
+    /// The two smallest fixed ones of like size and of at least this size, as mirrors.
+    Mirrored(u64),
 }
 
 /// Which data may be erased. An empty disk always may.
@@ -397,22 +399,28 @@ impl Source<'_> {
         })
     }
 
+    fn least(&self, raw: &Raw) -> Result<u64, Failure> {
+        match &raw.least_disk {
+            None => Ok(0),
+            Some(text) => self.size(text.get_ref(), &text.span(), "least_disk"),
+        }
+    }
+
     fn disk(&self, raw: &Raw) -> Result<DiskRule, Failure> {
         match (&raw.disk, &raw.disk_size) {
             (Some(_), Some(size)) => {
                 let next = "give disk, disk_size, or neither for the smallest one";
                 Err(self.wrong(&size.span(), "disk_size: stands beside disk", next))
             }
-            (None, None) => Ok(DiskRule::Smallest(match &raw.least_disk {
-                None => 0,
-                Some(text) => self.size(text.get_ref(), &text.span(), "least_disk")?,
-            })),
+            (None, None) => self.least(raw).map(DiskRule::Smallest),
             (Some(disk), None) if disk.get_ref() == "smallest" => {
-                let least = raw.least_disk.as_ref().map(|text| text.get_ref().as_str());
-                Ok(DiskRule::Smallest(least.and_then(parse_size).unwrap_or(0)))
+                self.least(raw).map(DiskRule::Smallest)
+            }
+            (Some(disk), None) if disk.get_ref() == "mirrored" => {
+                self.least(raw).map(DiskRule::Mirrored)
             }
             (Some(disk), None) if disk.get_ref().trim().is_empty() => {
-                let next = "expected \"smallest\", a path or a serial";
+                let next = "expected \"smallest\", \"mirrored\", a path or a serial";
                 Err(self.wrong(&disk.span(), "disk: is empty", next))
             }
             (Some(disk), None) => Ok(DiskRule::Named(disk.get_ref().clone())),

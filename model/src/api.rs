@@ -378,7 +378,8 @@ pub struct CheckIn {
 /// One check of the health gate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheck {
-    /// Its name: `check-in`, `configuration`, `repository`, `canary`, or a file of `health.d`.
+    /// Its name: `check-in`, `configuration`, `repository`, `canary`, or a file of `health.d`;
+    /// `mirror`, of a system on two disks, is no part of the gate.
     pub name: String,
     /// Whether it passed.
     pub ok: bool,
@@ -495,7 +496,7 @@ pub struct Event {
     pub time: Timestamp,
     /// A word: `machine-held`, `machine-approved`, `ticket-withdrawn`, `ticket-redeemed`,
     /// `ticket-refused`, `disk-erased`, `install`, `install-failed`, `born`,
-    /// `in-service`, `configuration`, `release`, `fenced`, `replace` …
+    /// `in-service`, `mirror`, `configuration`, `release`, `fenced`, `replace` …
     pub kind: String,
     /// The unit, where there is one.
     pub unit: Option<UnitName>,

@@ -26,6 +26,9 @@ pub struct BirthTicket {
     pub device_keys: Digest,
     /// The disk to erase.
     pub disk: TicketDisk,
+    /// A second disk to erase, where the system is mirrored on two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<TicketDisk>,
     /// What is installed.
     pub release: ReleaseVersion,
     /// Whether a disk that holds data which is not ours may be erased.
@@ -96,6 +99,14 @@ pub enum TicketRefusal {
         /// Size in the ticket.
         size: u64,
     },
+    /// A disk is to be the mirror of itself.
+    #[error("ticket {id}: names disk {path} twice, expected two disks")]
+    SameDisk {
+        /// The ticket.
+        id: String,
+        /// The disk.
+        path: String,
+    },
     /// The disk is removable.
     #[error("disk {path}: removable disks are never erased")]
     Removable {
@@ -113,7 +124,12 @@ pub enum TicketRefusal {
 }
 
 impl BirthTicket {
-    /// Returns the disk that may be erased, or says why none may.
+    /// Returns what is to be erased: one disk, or two that become mirrors.
+    pub fn disks(&self) -> impl Iterator<Item = &TicketDisk> {
+        std::iter::once(&self.disk).chain(&self.mirror)
+    }
+
+    /// Returns the disks that may be erased, in the order of the ticket, or says why none may.
     ///
     /// # Errors
     /// The first reason found.
@@ -121,7 +137,7 @@ impl BirthTicket {
         &self,
         facts: &'a MachineFacts,
         keys: &DeviceKeys,
-    ) -> Result<&'a DiskFacts, TicketRefusal> {
+    ) -> Result<Vec<&'a DiskFacts>, TicketRefusal> {
         let id = || self.id.clone();
         if facts.serial != self.machine_serial || facts.uuid != self.machine_uuid {
             return Err(TicketRefusal::OtherMachine {
@@ -133,18 +149,38 @@ impl BirthTicket {
         if keys.fingerprint() != self.device_keys {
             return Err(TicketRefusal::OtherKeys { id: id() });
         }
+        let mut permitted: Vec<&DiskFacts> = Vec::new();
+        for named in self.disks() {
+            let disk = self.permitted(named, facts)?;
+            if permitted.iter().any(|other| other.path == disk.path) {
+                return Err(TicketRefusal::SameDisk {
+                    id: id(),
+                    path: disk.path.clone(),
+                });
+            }
+            permitted.push(disk);
+        }
+        Ok(permitted)
+    }
+
+    fn permitted<'a>(
+        &self,
+        named: &TicketDisk,
+        facts: &'a MachineFacts,
+    ) -> Result<&'a DiskFacts, TicketRefusal> {
+        let id = || self.id.clone();
         let disk = facts
             .disks
             .iter()
             .find(|disk| {
-                disk.size == self.disk.size
-                    && disk.serial == self.disk.serial
-                    && (!disk.serial.is_empty() || disk.path == self.disk.path)
+                disk.size == named.size
+                    && disk.serial == named.serial
+                    && (!disk.serial.is_empty() || disk.path == named.path)
             })
             .ok_or_else(|| TicketRefusal::NoSuchDisk {
                 id: id(),
-                serial: self.disk.serial.clone(),
-                size: self.disk.size,
+                serial: named.serial.clone(),
+                size: named.size,
             })?;
         let path = || disk.path.clone();
         if disk.removable {
@@ -211,6 +247,7 @@ mod tests {
                 serial: "D1".into(),
                 size: 10 << 30,
             },
+            mirror: None,
             release: "2026.11.1".parse().unwrap(),
             foreign_data: ForeignData::Keep,
             issued: Timestamp::UNIX_EPOCH,
@@ -221,7 +258,7 @@ mod tests {
     #[test]
     fn the_right_machine_may_erase_the_right_disk() {
         let facts = facts();
-        assert_eq!(ticket().permits(&facts, &keys()), Ok(&facts.disks[0]));
+        assert_eq!(ticket().permits(&facts, &keys()), Ok(vec![&facts.disks[0]]));
     }
 
     #[test]
@@ -263,5 +300,51 @@ mod tests {
         let mut erase = ticket();
         erase.foreign_data = ForeignData::Erase;
         assert!(erase.permits(&other, &keys()).is_ok());
+    }
+
+    #[test]
+    fn both_disks_of_a_mirror_have_to_be_fit() {
+        let second = DiskFacts {
+            path: "/dev/vdb".into(),
+            serial: "D2".into(),
+            ..facts().disks[0].clone()
+        };
+        let mut two = facts();
+        two.disks.push(second.clone());
+        let named = |serial: &str| TicketDisk {
+            serial: serial.into(),
+            ..ticket().disk
+        };
+        let mut ticket = ticket();
+        ticket.mirror = Some(named("D2"));
+        assert_eq!(
+            ticket.permits(&two, &keys()),
+            Ok(two.disks.iter().collect())
+        );
+        assert!(matches!(
+            ticket.permits(&facts(), &keys()),
+            Err(TicketRefusal::NoSuchDisk { .. })
+        ));
+        let mut used = two.clone();
+        used.disks[1].content = DiskContent::Foreign;
+        assert!(matches!(
+            ticket.permits(&used, &keys()),
+            Err(TicketRefusal::ForeignData { .. })
+        ));
+        ticket.mirror = Some(named("D1"));
+        assert!(matches!(
+            ticket.permits(&two, &keys()),
+            Err(TicketRefusal::SameDisk { .. })
+        ));
+    }
+
+    #[test]
+    fn a_ticket_for_one_disk_reads_as_it_always_has() {
+        let text = serde_json::to_string(&ticket()).unwrap();
+        assert!(!text.contains("mirror"), "{text}");
+        assert_eq!(
+            serde_json::from_str::<BirthTicket>(&text).unwrap(),
+            ticket()
+        );
     }
 }

@@ -79,6 +79,8 @@ pub fn component(version: ReleaseVersion, component: &Component) -> Option<Strin
     good.then(|| format!("{RELEASES}/{version}/{path}"))
 }
 
+/// How the name of a file ends until it is whole.
+const UNFINISHED: &str = ".new";
 /// Bytes of a large file that are read at once.
 const PIECE: usize = 256 << 10;
 
@@ -450,6 +452,28 @@ impl Birth {
             .map_err(failed(path, "write"))
     }
 
+    /// Whether the content of a file lies at its place already.
+    ///
+    /// # Errors
+    /// The target failed, or no such file was planned.
+    pub fn holds(&self, path: &str, esp: &mut impl Target) -> Result<bool, EspError> {
+        let mut placing = self.place(path, &mut *esp)?;
+        let mut left = placing.check.expected.size;
+        let mut at = placing.at;
+        let mut buffer = vec![0; PIECE];
+        while left > 0 {
+            let now = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            placing
+                .esp
+                .read_at(at, &mut buffer[..now])
+                .map_err(failed(path, "read"))?;
+            placing.check.push(&buffer[..now])?;
+            let now = u64::try_from(now).expect("at most the buffer");
+            (at, left) = (at + now, left - now);
+        }
+        Ok(placing.check.finish().is_ok())
+    }
+
     fn number(&self, path: &str) -> Result<usize, EspError> {
         let found = self.files.iter().position(|file| file.path == path);
         found.ok_or_else(|| not_planned(path))
@@ -715,6 +739,47 @@ impl Mounted {
         Ok(files)
     }
 
+    /// Returns all files with their sizes, by path, without those that are not whole yet.
+    ///
+    /// # Errors
+    /// A folder cannot be read.
+    pub fn files(&self) -> Result<Vec<(String, u64)>, EspError> {
+        let mut files = Vec::new();
+        let mut folders = vec![String::new()];
+        while let Some(folder) = folders.pop() {
+            for name in self.names(&folder)? {
+                let path = match folder.as_str() {
+                    "" => name,
+                    folder => format!("{folder}/{name}"),
+                };
+                let facts = fs::metadata(self.path(&path)).map_err(failed(&path, "read"))?;
+                if facts.is_dir() {
+                    folders.push(path);
+                } else if !path.ends_with(UNFINISHED) {
+                    files.push((path, facts.len()));
+                }
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// Returns the SHA-256 of a file.
+    ///
+    /// # Errors
+    /// There is no such file, or it cannot be read.
+    pub fn digest(&self, path: &str) -> Result<Digest, EspError> {
+        let mut file = File::open(self.path(path)).map_err(failed(path, "open"))?;
+        let mut hash = sha2::Sha256::new();
+        let mut buffer = vec![0; PIECE];
+        loop {
+            match file.read(&mut buffer).map_err(failed(path, "read"))? {
+                0 => return Ok(Digest::from(<[u8; 32]>::from(hash.finalize()))),
+                length => hash.update(&buffer[..length]),
+            }
+        }
+    }
+
     fn names(&self, folder: &str) -> Result<Vec<String>, EspError> {
         let entries = match fs::read_dir(self.path(folder)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -818,7 +883,7 @@ impl Mounted {
 
     /// The name that a file has until it is whole; nothing looks for it.
     fn temporary(path: &str) -> String {
-        format!("{path}.new")
+        format!("{path}{UNFINISHED}")
     }
 
     fn folder(&self, path: &str) -> PathBuf {

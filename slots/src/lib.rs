@@ -10,7 +10,8 @@
 //! fills a slot from a verified release, [`esp`] holds the boot loader, the
 //! kernels and the releases' small files, in a file system that [`fat`] plans.
 //! [`decide`] chooses the slot to write; [`compose`] does all of it at once for
-//! a whole disk. A disk that is only to be read need not lie anywhere: [`stock`]
+//! a whole disk, and [`twin`] keeps the second disk of a mirrored system like the first.
+//! A disk that is only to be read need not lie anywhere: [`stock`]
 //! composes it of [`extents`], and [`serve`] sends any range of it.
 //!
 //! It deliberately does not fetch anything, knows no clock, makes no random
@@ -36,6 +37,8 @@ pub mod decide;
 
 pub mod compose;
 
+pub mod twin;
+
 pub mod extents;
 
 pub mod stock;
@@ -51,4 +54,4 @@ mod fault;
 mod first_layout;
 
 pub use layout::{Layout, Part, Slot};
-pub use target::{Disk, Target, Window};
+pub use target::{Disk, Mirror, Target, Window};

@@ -143,6 +143,59 @@ impl Target for Disk {
     }
 }
 
+/// Disks that are given the same bytes. What is read comes from the first one: the
+/// others are compared by reading each for itself.
+#[derive(Debug)]
+pub struct Mirror<T> {
+    legs: Vec<T>,
+}
+
+impl<T: Target> Mirror<T> {
+    /// Writes to all of `legs`.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn new(legs: Vec<T>) -> Self {
+        assert!(!legs.is_empty(), "a mirror has a disk");
+        Self { legs }
+    }
+}
+
+impl<T: Target + Send> Target for Mirror<T> {
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.legs[0].read_at(offset, buffer)
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut legs = self.legs.iter_mut();
+        legs.try_for_each(|leg| leg.write_at(offset, bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let (first, others) = self.legs.split_first_mut().expect("a mirror has a disk");
+        // The media write at the same time.
+        std::thread::scope(|scope| {
+            let running: Vec<_> = others
+                .iter_mut()
+                .map(|leg| scope.spawn(|| leg.flush()))
+                .collect();
+            let first = first.flush();
+            running
+                .into_iter()
+                .map(|leg| leg.join().expect("a flush does not panic"))
+                .fold(first, io::Result::and)
+        })
+    }
+
+    fn size(&self) -> u64 {
+        self.legs.iter().map(T::size).min().unwrap_or(0)
+    }
+
+    fn sector_size(&self) -> u64 {
+        self.legs.iter().map(T::sector_size).max().unwrap_or(512)
+    }
+}
+
 /// A part of another target, such as one partition of a disk.
 #[derive(Debug)]
 pub struct Window<T> {
@@ -277,5 +330,22 @@ mod tests {
         disk.read_at(0, &mut all).unwrap();
         assert_eq!(all.iter().filter(|byte| **byte == 1).count(), 512);
         assert!(disk.write_at(4096, &[1]).is_err());
+    }
+
+    #[test]
+    fn all_disks_of_a_mirror_get_the_same_and_the_smallest_bounds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = |name: &str, size| Disk::create(&folder.path().join(name), size).unwrap();
+        let (mut a, mut b) = (disk("a", 4096), disk("b", 8192));
+        let mut mirror = Mirror::new(vec![&mut a, &mut b]);
+        assert_eq!(mirror.size(), 4096);
+        mirror.write_at(512, &[7; 512]).unwrap();
+        assert!(mirror.write_at(4096, &[7]).is_err());
+        mirror.flush().unwrap();
+        for disk in [&mut a, &mut b] {
+            let mut found = [0; 512];
+            disk.read_at(512, &mut found).unwrap();
+            assert_eq!(found, [7; 512]);
+        }
     }
 }

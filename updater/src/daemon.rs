@@ -19,6 +19,7 @@ use model::release::ChannelPointer;
 use model::{Signed, TrustRoot, UnitName, Verified};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::activate;
@@ -27,6 +28,7 @@ use crate::config::Config;
 use crate::generation::{self, Store};
 use crate::health::{self, GateLog, GateResult, Repository, Said};
 use crate::keeper::{self, Keeper};
+use crate::mirror::Mirror;
 use crate::replace;
 use crate::secrets;
 use crate::settings::{self, Change};
@@ -34,6 +36,8 @@ use crate::site::{Site, read_json};
 use crate::sky::{CheckedIn, Sky};
 use crate::update::{self, Outcome, Rejected, Running, Work};
 
+/// Between two looks at the second disk of a mirrored system.
+const CARE: Duration = Duration::from_secs(20);
 /// The longest that one check-in may take.
 const CHECK_IN: Duration = Duration::from_secs(20);
 /// The longest that one check-in may take while a configuration is on trial.
@@ -334,9 +338,7 @@ impl Daemon {
     }
 
     fn gate_passed(&self) -> bool {
-        GateLog::read(&self.site)
-            .of_boot(&self.boot_id)
-            .is_some_and(|result| result.passed)
+        GateLog::passed(&self.site)
     }
 
     async fn compose(&mut self, with_backup: bool) -> Result<CheckIn> {
@@ -396,6 +398,7 @@ impl Daemon {
                 None => {}
             }
         }
+        checks.extend(Mirror::read(&self.site).map(|mirror| mirror.check()));
         checks
     }
 
@@ -659,7 +662,22 @@ impl Updating {
         self.take_back().await;
         let site = &self.work.site;
         replace::tidy(site, &self.work.trust);
-        while offers.changed().await.is_ok() {
+        let mut care = tokio::time::interval(CARE);
+        care.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let changed = tokio::select! {
+                changed = offers.changed() => changed,
+                _ = care.tick() => {
+                    // What is on trial may be gone after the next start.
+                    if GateLog::passed(&self.work.site) {
+                        self.work.mirror();
+                    }
+                    continue;
+                }
+            };
+            if changed.is_err() {
+                return;
+            }
             let Some(pointer) = offers.borrow_and_update().clone() else {
                 continue;
             };
@@ -674,7 +692,10 @@ impl Updating {
             };
             match followed {
                 Ok(Outcome::Idle(problem)) => self.idle(problem),
-                Ok(Outcome::Written) => self.restart(&pointer, &mut offers).await,
+                Ok(Outcome::Written) => {
+                    self.work.mirror();
+                    self.restart(&pointer, &mut offers).await;
+                }
                 Err(problem) => {
                     let text = format!("{problem:#}");
                     tracing::error!(release = %pointer.release, problem = text, "update not done");

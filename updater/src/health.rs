@@ -103,6 +103,14 @@ impl GateLog {
             .filter(|result| result.boot_id == boot_id)
     }
 
+    /// Whether the gate of this boot has passed.
+    pub fn passed(site: &Site) -> bool {
+        let boot_id = site.boot_id().unwrap_or_default();
+        Self::read(site)
+            .of_boot(&boot_id)
+            .is_some_and(|result| result.passed)
+    }
+
     fn record(&mut self, site: &Site, result: GateResult) -> Result<()> {
         if result.passed {
             self.failed.remove(&result.release);

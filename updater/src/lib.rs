@@ -12,7 +12,7 @@
 //!
 //! Flow: [`activate`] once at the start; then [`daemon`], which verifies
 //! ([`generation`], [`channel`], [`command`]), decides ([`slots::decide`]) and
-//! carries out ([`settings`], [`update`], [`apply`], [`replace`]); beside it [`health`],
+//! carries out ([`settings`], [`update`], [`apply`], [`mirror`], [`replace`]); beside it [`health`],
 //! the gate without which the boot loader goes back to the release before.
 
 pub mod site;
@@ -31,6 +31,8 @@ pub mod channel;
 pub mod update;
 
 pub mod apply;
+
+pub mod mirror;
 
 pub mod revision;
 

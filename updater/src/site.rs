@@ -65,6 +65,12 @@ impl Site {
         Mounted::new(self.at("/efi"))
     }
 
+    /// Returns the kernel's name of the device that is mounted at a path.
+    pub fn mounted_device(&self, mount_point: &str) -> Option<String> {
+        let text = fs::read_to_string(self.at("/proc/self/mountinfo")).ok()?;
+        mounted_device(&text, mount_point).map(str::to_owned)
+    }
+
     /// A tool of the system.
     pub fn tool(&self, name: &str) -> Tool {
         if self.is_live() {
@@ -172,6 +178,17 @@ impl Site {
     }
 }
 
+/// The fields are those of `proc_pid_mountinfo(5)`.
+fn mounted_device<'a>(mountinfo: &'a str, mount_point: &str) -> Option<&'a str> {
+    // The last one lies above the others.
+    mountinfo.lines().rev().find_map(|line| {
+        let (place, device) = line.split_once(" - ")?;
+        let here = place.split(' ').nth(4) == Some(mount_point);
+        let source = device.split(' ').nth(1)?;
+        here.then(|| source.strip_prefix("/dev/")).flatten()
+    })
+}
+
 fn os_release_version(text: &str) -> Option<&str> {
     text.lines()
         .find_map(|line| line.strip_prefix("IMAGE_VERSION="))
@@ -218,6 +235,17 @@ mod tests {
             Some("2026.11.1")
         );
         assert_eq!(os_release_version("VERSION=1"), None);
+    }
+
+    #[test]
+    fn the_device_of_a_mount_is_read() {
+        let text = "22 1 253:0 / / ro,relatime - erofs /dev/mapper/root ro\n\
+                    24 22 8:6 / /var rw shared:1 - ext4 /dev/md0 rw\n\
+                    25 22 8:17 / /efi rw - vfat /dev/sdb1 rw\n\
+                    26 22 0:20 / /run rw - tmpfs tmpfs rw\n";
+        assert_eq!(mounted_device(text, "/efi"), Some("sdb1"));
+        assert_eq!(mounted_device(text, "/run"), None);
+        assert_eq!(mounted_device(text, "/ef"), None);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use crate::apply;
 use crate::command::{self, Ledger};
 use crate::health::GateLog;
+use crate::mirror::{self, Mirror};
 use crate::replace::{self, Ended};
 use crate::revision::{self, Memory, Named};
 use crate::site::{Site, read_state};
@@ -135,7 +136,8 @@ impl Running {
     }
 }
 
-/// Finds the disk of which one slot carries the running root hash.
+/// Finds the disk of which one slot carries the running root hash. Where there are two,
+/// it is the one with the ESP that the system was started from.
 ///
 /// The partition tables themselves are asked: kernels before 6.14 do not tell a
 /// partition's UUID in sysfs.
@@ -143,6 +145,7 @@ fn find_disk(site: &Site, root_hash: &Digest) -> Result<PathBuf> {
     let folder = site.at("/sys/class/block");
     let entries =
         std::fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
+    let mut found = Vec::new();
     for entry in entries.flatten() {
         let place = entry.path();
         // Partitions have a number; what has no device beneath is a loop or a mapping.
@@ -154,12 +157,19 @@ fn find_disk(site: &Site, root_hash: &Digest) -> Result<PathBuf> {
             .ok()
             .and_then(|mut device| slots::gpt::read(&mut device).ok());
         if layout.is_some_and(|layout| layout.slot_of(root_hash).is_some()) {
-            return Ok(disk);
+            found.push(disk);
         }
     }
-    Err(anyhow!(
-        "no disk of this machine has a slot with root hash {root_hash}"
-    ))
+    let of_esp = site
+        .mounted_device("/efi")
+        .map(|partition| site.at("/dev").join(mirror::disk_of(site, &partition)));
+    let place = found.iter().position(|disk| Some(disk) == of_esp.as_ref());
+    if found.is_empty() {
+        return Err(anyhow!(
+            "no disk of this machine has a slot with root hash {root_hash}"
+        ));
+    }
+    Ok(found.swap_remove(place.unwrap_or(0)))
 }
 
 /// Gathers what the decision needs.
@@ -357,6 +367,22 @@ impl Work {
             Ended::Active => None,
             Ended::TakenBack(reason) => Some(format!("{offered} given up: {reason}")),
         }))
+    }
+
+    /// Brings the second disk of a mirrored system up to date, where there is one.
+    ///
+    /// What fails is told and tried again: the system runs and starts without.
+    pub fn mirror(&self) {
+        if Mirror::read(&self.site).is_none() {
+            return;
+        }
+        let caught_up = tokio::task::block_in_place(|| {
+            let running = Running::find(&self.site, self.disk.as_deref())?;
+            mirror::catch_up(&self.site, &self.trust, &running, edge::clock::now())
+        });
+        if let Err(problem) = caught_up {
+            tracing::error!(problem = format!("{problem:#}"), "mirror");
+        }
     }
 
     fn state(&self, state: &str, target: ReleaseVersion) {

@@ -191,6 +191,14 @@ fn changes(before: Option<&CheckIn>, said: &CheckIn) -> Vec<NewEvent> {
             .collect();
         tell("unhealthy", failed.join("; "));
     }
+    let mirror = |said: &CheckIn| said.checks.iter().find(|it| it.name == "mirror").cloned();
+    if let Some(now) = mirror(said) {
+        // A unit that was never heard of is thought to be whole.
+        let was_whole = before.and_then(mirror).is_none_or(|then| then.ok);
+        if now.ok != was_whole {
+            tell("mirror", now.message);
+        }
+    }
     let configuration = &said.configuration;
     let old = before.map(|before| &before.configuration);
     let applied = old.map_or(0, |old| old.applied);
@@ -314,5 +322,24 @@ mod tests {
             reason: "the sky could not be reached with it".into(),
         });
         assert_eq!(kinds(Some(&said()), &rejected), ["configuration-rejected"]);
+    }
+
+    #[test]
+    fn a_mirror_that_breaks_or_is_whole_again_is_told_once() {
+        let with_mirror = |ok| {
+            let mut said = said();
+            said.checks.push(HealthCheck {
+                name: "mirror".into(),
+                ok,
+                message: "only sda works".into(),
+            });
+            said
+        };
+        let (whole, broken) = (with_mirror(true), with_mirror(false));
+        assert_eq!(kinds(Some(&said()), &whole), Vec::<String>::new());
+        assert_eq!(kinds(Some(&whole), &broken), ["mirror"]);
+        assert_eq!(kinds(Some(&broken), &broken), Vec::<String>::new());
+        assert_eq!(kinds(Some(&broken), &whole), ["mirror"]);
+        assert_eq!(kinds(Some(&said()), &broken), ["mirror"]);
     }
 }

@@ -389,6 +389,7 @@ pub(super) mod tests {
                 serial: "D1".into(),
                 size: 10 << 30,
             },
+            mirror: None,
             release: "2026.11.1".parse().unwrap(),
             foreign_data: ForeignData::Keep,
             issued: NOW,

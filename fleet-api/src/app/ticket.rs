@@ -82,14 +82,21 @@ pub async fn put(
     Ok(view(machine, now))
 }
 
-/// Says which disk a ticket lets be erased, by which ticket, and who signed it.
+/// Says which disks a ticket lets be erased, by which ticket, and who signed it.
 pub(super) fn erasing(ticket: &Verified<BirthTicket>) -> String {
     let signers: Vec<String> = ticket.signers().iter().map(ToString::to_string).collect();
+    let disks: Vec<String> = ticket
+        .disks()
+        .map(|disk| {
+            format!(
+                "disk {} ({:?}, {} bytes)",
+                disk.path, disk.serial, disk.size
+            )
+        })
+        .collect();
     format!(
-        "erasing disk {} ({:?}, {} bytes) by ticket {} signed by key {}",
-        ticket.disk.path,
-        ticket.disk.serial,
-        ticket.disk.size,
+        "erasing {} by ticket {} signed by key {}",
+        disks.join(" and "),
         ticket.id,
         signers.join(" and ")
     )

@@ -215,6 +215,7 @@ impl Sky {
                 serial: "D1".into(),
                 size: 10 << 30,
             },
+            mirror: None,
             release: RELEASE.parse().unwrap(),
             foreign_data: ForeignData::Keep,
             issued: now,

@@ -395,8 +395,8 @@ async fn install(
     // All that can be refused is refused before the ticket is used.
     let manifest_bytes = link.manifest(release).await?;
     let manifest = believe_manifest(trust, &manifest_bytes, clock.now())?;
-    let plan = plan::plan(facts, permit.disk(), permit.ticket(), &manifest)?;
-    let disk = permit.disk().path.clone();
+    let plan = plan::plan(facts, permit.disks(), permit.ticket(), &manifest)?;
+    let disk = plan.disks[0].path.clone();
     for action in &plan.actions {
         tracing::debug!(%action, "planned");
     }

@@ -111,16 +111,16 @@ fn disks(root: &Path) -> Vec<DiskFacts> {
             let path = root.join("dev").join(&name);
             let device = dir.join("device");
             let serials = [
-                dir.join("serial"),
-                device.join("serial"),
-                device.join("wwid"),
+                text(&dir.join("serial")),
+                text(&device.join("serial")),
+                scsi_serial(&fs::read(device.join("vpd_pg80")).unwrap_or_default()),
+                text(&device.join("wwid")),
             ];
             let sectors: u64 = text(&dir.join("size")).parse().unwrap_or(0);
             DiskFacts {
                 path: path.display().to_string(),
                 serial: serials
-                    .iter()
-                    .map(|path| text(path))
+                    .into_iter()
                     .find(|serial| !serial.is_empty())
                     .unwrap_or_default(),
                 model: [text(&device.join("vendor")), text(&device.join("model"))]
@@ -135,6 +135,21 @@ fn disks(root: &Path) -> Vec<DiskFacts> {
             }
         })
         .collect()
+}
+
+/// The serial number that stands on the label of a SCSI or SATA disk: SPC-4, 7.8.15,
+/// "Unit Serial Number VPD page".
+fn scsi_serial(page: &[u8]) -> String {
+    let [_, 0x80, high, low, rest @ ..] = page else {
+        return String::new();
+    };
+    let length = usize::from(u16::from_be_bytes([*high, *low]));
+    let serial = rest.get(..length).unwrap_or(rest);
+    let printable = serial
+        .iter()
+        .filter(|byte| byte.is_ascii_graphic() || **byte == b' ');
+    let serial: String = printable.map(|byte| char::from(*byte)).collect();
+    serial.trim().to_owned()
 }
 
 /// Real disks by their drivers' names; no optical drives, loops, RAM disks,
@@ -313,6 +328,18 @@ mod tests {
                 .unwrap();
         slots::gpt::write(&mut disk, &layout).unwrap();
         assert_eq!(content_of(&path), DiskContent::Leapserv);
+    }
+
+    #[test]
+    fn the_serial_on_the_label_of_a_sata_disk_is_read() {
+        let page = b"\0\x80\0\x14     S3Z9NB0K123456X";
+        assert_eq!(scsi_serial(page), "S3Z9NB0K123456X");
+        // Of any length, as a foreign device may send it.
+        for length in 0..page.len() {
+            assert!(scsi_serial(&page[..length]).len() <= 15);
+        }
+        assert_eq!(scsi_serial(b"\0\x83\0\x02ab"), "");
+        assert_eq!(scsi_serial(b"\0\x80\xff\xff\x1bab\0"), "ab");
     }
 
     #[test]

@@ -19,12 +19,13 @@ use model::{Digest, Verified};
 use rustix::fs::{Advice, fadvise};
 use slots::esp::{Birth, EspContent, EspError, EspFile, Fat, Incoming as _};
 use slots::writer::{Content, Image, WriteError, Writer, fetch_ranges};
-use slots::{Disk, Part, Target, Window, enrol, esp, gpt};
+use slots::{Disk, Mirror, Part, Target, Window, enrol, esp, gpt};
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 use super::console::Console;
 use super::link::{Link, LinkError};
+use super::mirror;
 use super::permit::ErasePermit;
 use super::plan::{Action, Plan};
 
@@ -151,7 +152,7 @@ impl Steps {
 
 /// Plans the ESP with all that the actions will place on it.
 fn plan_esp(job: &Job) -> Result<Birth> {
-    let layout = &job.plan.layout;
+    let layout = job.plan.layout();
     let mut files = Vec::new();
     let mut file = |path: &str, content| {
         files.push(EspFile {
@@ -187,6 +188,8 @@ fn plan_esp(job: &Job) -> Result<Birth> {
             _ => {}
         }
     }
+    // In the order in which the second disk of a mirror is kept up to date.
+    files.sort_by(|a, b| a.path.cmp(&b.path));
     let volume = slots::compose::volume_id(layout);
     Ok(Birth::plan(
         layout.partition(Part::Esp).size,
@@ -200,7 +203,9 @@ fn act(job: &Job, birth: &Birth, steps: &mut Steps, action: &Action) -> Result<(
     match action {
         Action::WriteTable => {
             job.progress.step(InstallStep::Partition, 0, 2);
-            gpt::write(&mut permit.open()?, &plan.layout)?;
+            for (mut disk, planned) in permit.open_each()?.into_iter().zip(&plan.disks) {
+                gpt::write(&mut disk, &planned.layout)?;
+            }
             Ok(())
         }
         Action::FormatEsp => {
@@ -230,6 +235,7 @@ fn act(job: &Job, birth: &Birth, steps: &mut Steps, action: &Action) -> Result<(
             }
             None => Ok(()),
         },
+        Action::MirrorData => mirror::create(&plan.disks).context("mirror the data partitions"),
         Action::MakeData => make_data(job),
         Action::ReadBack => read_back(job, birth),
         Action::PlaceBootLoader { artifact } => {
@@ -243,21 +249,26 @@ fn act(job: &Job, birth: &Birth, steps: &mut Steps, action: &Action) -> Result<(
             )?;
             // The head of the file system: with it the disk starts.
             birth.finish(&mut open_part(job, Part::Esp)?)?;
-            let disk = drop_cache(permit.open()?)?;
-            let partition = plan.layout.partition(Part::Esp);
-            let fat = Fat::open(Window::new(disk, partition.start, partition.size))?;
-            expect_artifact(&fat, esp::boot_loader(job.manifest.architecture), artifact)?;
             permit.open()?.flush().context("flush the disk")?;
+            for disk in permit.open_each()? {
+                let esp = window(job, drop_cache(disk)?, Part::Esp);
+                let path = esp::boot_loader(job.manifest.architecture);
+                expect_artifact(&Fat::open(esp)?, path, artifact)?;
+            }
             job.progress.step(InstallStep::Verify, 1, 1);
             Ok(())
         }
     }
 }
 
-fn open_part(job: &Job, part: Part) -> Result<Window<Disk>> {
-    let partition = job.plan.layout.partition(part);
-    let disk = job.permit.open()?;
-    Ok(Window::new(disk, partition.start, partition.size))
+/// A partition, on all disks.
+fn open_part(job: &Job, part: Part) -> Result<Window<Mirror<Disk>>> {
+    Ok(window(job, job.permit.open()?, part))
+}
+
+fn window<T: Target>(job: &Job, disk: T, part: Part) -> Window<T> {
+    let partition = job.plan.layout().partition(part);
+    Window::new(disk, partition.start, partition.size)
 }
 
 /// Places what was planned as bytes, durably.
@@ -365,7 +376,10 @@ fn make_data(job: &Job) -> Result<()> {
     // The keys are on the disk now, or the installation has failed.
     drop(fs::remove_dir_all(&seed));
     made?;
-    let mut data = open_part(job, Part::Data)?;
+    let place = DataPlace::of(job);
+    let device = Disk::open_read_only(&place.device)
+        .with_context(|| format!("open {}", place.device.display()))?;
+    let mut data = Window::new(device, place.start, place.size.unwrap_or(u64::MAX));
     data.flush().context("flush the data partition")?;
     let mut magic = [0; 2];
     data.read_at(1024 + 56, &mut magic)
@@ -374,8 +388,39 @@ fn make_data(job: &Job) -> Result<()> {
         magic == [0x53, 0xef],
         "data partition: no file system on it"
     );
+    drop(data);
+    if job.plan.is_mirrored() {
+        mirror::stop()?;
+    }
     job.progress.step(InstallStep::Identity, 1, 1);
     Ok(())
+}
+
+/// Where the file system for data goes.
+struct DataPlace {
+    device: PathBuf,
+    /// Its first byte on the device.
+    start: u64,
+    /// Its size in bytes; none for all of the device.
+    size: Option<u64>,
+}
+
+impl DataPlace {
+    fn of(job: &Job) -> Self {
+        if job.plan.is_mirrored() {
+            return Self {
+                device: PathBuf::from(mirror::DEVICE),
+                start: 0,
+                size: None,
+            };
+        }
+        let partition = job.plan.layout().partition(Part::Data);
+        Self {
+            device: PathBuf::from(&job.plan.disks[0].path),
+            start: partition.start,
+            size: Some(partition.size),
+        }
+    }
 }
 
 fn seed_and_format(job: &Job, seed: &Path) -> Result<()> {
@@ -397,7 +442,7 @@ fn seed_and_format(job: &Job, seed: &Path) -> Result<()> {
         fs::write(&path, paper.content.as_bytes()).with_context(describe)?;
         fs::set_permissions(&path, Permissions::from_mode(paper.mode)).with_context(describe)?;
     }
-    let partition = job.plan.layout.partition(Part::Data);
+    let place = DataPlace::of(job);
     Tool::new("mke2fs")
         .args([
             "-q", "-F", "-t", "ext4", "-L", "data", "-b", "4096", "-m", "1",
@@ -407,12 +452,12 @@ fn seed_and_format(job: &Job, seed: &Path) -> Result<()> {
         .arg("-E")
         .arg(format!(
             "offset={},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1",
-            partition.start
+            place.start
         ))
         .arg("-d")
         .arg(seed)
-        .arg(job.permit.path())
-        .arg(format!("{}k", partition.size / 1024))
+        .arg(&place.device)
+        .args(place.size.map(|size| format!("{}k", size / 1024)))
         .env("PATH", PATH)
         .run()
 }
@@ -423,20 +468,32 @@ fn read_back(job: &Job, birth: &Birth) -> Result<()> {
         (&manifest.root, Part::Root(job.plan.slot)),
         (&manifest.verity, Part::Verity(job.plan.slot)),
     ];
-    let total = manifest.root.size + manifest.verity.size + manifest.uki.size;
+    let disks = u64::try_from(job.plan.disks.len())?;
+    let total = disks * (manifest.root.size + manifest.verity.size + manifest.uki.size);
     let mut done = 0;
     job.progress.step(InstallStep::Verify, 0, total);
-    drop_cache(job.permit.open()?)?;
-    for (image, part) in images {
-        verify_image(job, image, part, |here| {
-            job.progress.step(InstallStep::Verify, done + here, total);
-        })?;
-        done += image.size;
+    job.permit.open()?.flush().context("flush the disk")?;
+    for disk in 0..job.plan.disks.len() {
+        let open = || -> Result<Disk> { Ok(job.permit.open_each()?.swap_remove(disk)) };
+        drop_cache(open()?)?;
+        for (image, part) in images {
+            let open = || Ok(window(job, open()?, part));
+            verify_image(image, part, open, |here| {
+                job.progress.step(InstallStep::Verify, done + here, total);
+            })?;
+            done += image.size;
+        }
+        let esp = window(job, open()?, Part::Esp);
+        verify_files(job, &Fat::open(birth.preview(esp))?)?;
+        done += manifest.uki.size;
     }
-    let fat = Fat::open(birth.preview(open_part(job, Part::Esp)?))?;
+    Ok(())
+}
+
+fn verify_files<T: Target>(job: &Job, fat: &Fat<T>) -> Result<()> {
     for action in &job.plan.actions {
         match action {
-            Action::PlaceFile { artifact, path } => expect_artifact(&fat, path, artifact)?,
+            Action::PlaceFile { artifact, path } => expect_artifact(fat, path, artifact)?,
             Action::PlaceManifest { path } => {
                 let same = fat.read(path)? == job.manifest_bytes;
                 ensure!(same, "ESP: {path}: does not read back as written");
@@ -455,16 +512,16 @@ fn read_back(job: &Job, birth: &Birth) -> Result<()> {
 }
 
 /// Reads an image back on all processors: hashing is what takes the time.
-fn verify_image(
-    job: &Job,
+fn verify_image<T: Target>(
     image: &SegmentedImage,
     part: Part,
+    open: impl Fn() -> Result<T> + Sync,
     progress: impl Fn(u64) + Sync,
 ) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let done = AtomicU64::new(0);
     let verify = |first: usize| -> Result<()> {
-        let mut window = open_part(job, part)?;
+        let mut window = open()?;
         let mut content = Vec::new();
         for (index, segment) in image
             .segments

@@ -22,6 +22,8 @@ pub mod install;
 
 pub mod birth;
 
+pub mod mirror;
+
 pub mod network;
 
 pub mod stick;

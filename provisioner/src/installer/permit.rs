@@ -1,21 +1,22 @@
-//! The permission to erase one disk. There is no other way to open a disk for
-//! writing in this program, and no way to a permit but a verified ticket.
+//! The permission to erase the disks of a ticket: one, or two that become mirrors.
+//! There is no other way to open a disk for writing in this program, and no way to a
+//! permit but a verified ticket.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use model::Verified;
 use model::machine::{DeviceKeys, DiskContent, DiskFacts, MachineFacts};
 use model::ticket::{BirthTicket, ForeignData, TicketRefusal};
-use slots::{Disk, Target as _};
+use slots::{Disk, Mirror, Target as _};
 
 use super::facts;
 
-/// A permission to erase one disk.
+/// A permission to erase one disk, or two.
 #[derive(Debug)]
 pub struct ErasePermit {
     ticket: Verified<BirthTicket>,
-    disk: DiskFacts,
+    disks: Vec<DiskFacts>,
 }
 
 /// Why a permitted disk is not opened.
@@ -58,8 +59,8 @@ impl ErasePermit {
         facts: &MachineFacts,
         keys: &DeviceKeys,
     ) -> Result<Self, TicketRefusal> {
-        let disk = ticket.permits(facts, keys)?.clone();
-        Ok(Self { ticket, disk })
+        let disks = ticket.permits(facts, keys)?.into_iter().cloned().collect();
+        Ok(Self { ticket, disks })
     }
 
     /// The ticket.
@@ -67,50 +68,59 @@ impl ErasePermit {
         &self.ticket
     }
 
-    /// The disk that may be erased.
-    pub fn disk(&self) -> &DiskFacts {
-        &self.disk
+    /// The disks that may be erased, in the order of the ticket.
+    pub fn disks(&self) -> &[DiskFacts] {
+        &self.disks
     }
 
-    /// Path of the disk.
-    pub fn path(&self) -> PathBuf {
-        PathBuf::from(&self.disk.path)
-    }
-
-    /// Looks once more at the disk, just before it is erased.
+    /// Looks once more at the disks, just before they are erased.
     ///
     /// # Errors
-    /// [`OpenRefusal`]: it is not as it was when the operator saw it.
+    /// [`OpenRefusal`]: one is not as it was when the operator saw it.
     pub fn recheck(&self) -> Result<(), OpenRefusal> {
-        let path = || self.disk.path.clone();
-        self.open()?;
-        let now = facts::content_of(Path::new(&self.disk.path));
-        let foreign = now == DiskContent::Foreign
-            && self.disk.content != DiskContent::Foreign
-            && self.ticket.foreign_data == ForeignData::Keep;
-        if foreign {
-            return Err(OpenRefusal::ForeignData { path: path() });
+        self.open_each()?;
+        for disk in &self.disks {
+            let now = facts::content_of(Path::new(&disk.path));
+            let foreign = now == DiskContent::Foreign
+                && disk.content != DiskContent::Foreign
+                && self.ticket.foreign_data == ForeignData::Keep;
+            if foreign {
+                let path = disk.path.clone();
+                return Err(OpenRefusal::ForeignData { path });
+            }
         }
         Ok(())
     }
 
-    /// Opens the disk for writing.
+    /// Opens the disks for writing the same to all of them.
     ///
     /// # Errors
     /// [`OpenRefusal`].
-    pub fn open(&self) -> Result<Disk, OpenRefusal> {
-        let path = || self.disk.path.clone();
-        let disk = Disk::open(Path::new(&self.disk.path)).map_err(|source| OpenRefusal::Open {
-            path: path(),
-            source,
-        })?;
-        if disk.size() != self.disk.size {
-            return Err(OpenRefusal::Changed {
-                path: path(),
-                expected: self.disk.size,
-                found: disk.size(),
-            });
-        }
-        Ok(disk)
+    pub fn open(&self) -> Result<Mirror<Disk>, OpenRefusal> {
+        Ok(Mirror::new(self.open_each()?))
     }
+
+    /// Opens each disk for writing, in the order of the ticket.
+    ///
+    /// # Errors
+    /// [`OpenRefusal`].
+    pub fn open_each(&self) -> Result<Vec<Disk>, OpenRefusal> {
+        self.disks.iter().map(open).collect()
+    }
+}
+
+fn open(facts: &DiskFacts) -> Result<Disk, OpenRefusal> {
+    let path = || facts.path.clone();
+    let disk = Disk::open(Path::new(&facts.path)).map_err(|source| OpenRefusal::Open {
+        path: path(),
+        source,
+    })?;
+    if disk.size() != facts.size {
+        return Err(OpenRefusal::Changed {
+            path: path(),
+            expected: facts.size,
+            found: disk.size(),
+        });
+    }
+    Ok(disk)
 }

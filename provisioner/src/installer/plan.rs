@@ -45,7 +45,9 @@ pub enum Action {
     },
     /// Place the customer's layer, where there is one.
     PlaceLayer,
-    /// Make the data partition with the identity on it.
+    /// Join the data partitions of the two disks to one device.
+    MirrorData,
+    /// Make the file system for data with the identity on it.
     MakeData,
     /// Read everything back.
     ReadBack,
@@ -56,15 +58,23 @@ pub enum Action {
     },
 }
 
+/// A disk to be erased.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedDisk {
+    /// Its path.
+    pub path: String,
+    /// The partition table to be. That of a mirror has GUIDs of its own, but for those
+    /// that the root hash gives, and everything but the end of the data at the same place.
+    pub layout: Layout,
+}
+
 /// What is going to be done to a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The disk to erase.
-    pub disk: String,
+    /// The disks to erase: one, or two that mirror each other.
+    pub disks: Vec<PlannedDisk>,
     /// The release.
     pub release: ReleaseVersion,
-    /// The partition table to be.
-    pub layout: Layout,
     /// The slot that is filled.
     pub slot: Slot,
     /// The steps in their order.
@@ -132,13 +142,25 @@ pub enum PlanRefusal {
     },
 }
 
-/// Plans an installation.
+impl Plan {
+    /// The table of the first disk.
+    pub fn layout(&self) -> &Layout {
+        &self.disks[0].layout
+    }
+
+    /// Whether the system is on two disks.
+    pub fn is_mirrored(&self) -> bool {
+        self.disks.len() > 1
+    }
+}
+
+/// Plans an installation on the disks that the ticket permits to erase.
 ///
 /// # Errors
 /// [`PlanRefusal`]: the first reason why this machine cannot become this unit.
 pub fn plan(
     facts: &MachineFacts,
-    disk: &DiskFacts,
+    disks: &[DiskFacts],
     ticket: &BirthTicket,
     manifest: &ReleaseManifest,
 ) -> Result<Plan, PlanRefusal> {
@@ -163,21 +185,17 @@ pub fn plan(
             found: facts.memory,
         });
     }
-    // The ticket's number is random and used once, so these GUIDs are no other disk's.
-    let seed = Digest::of(format!("{}\n{}\n", ticket.id, disk.serial).as_bytes());
-    let layout = Layout::plan(disk.size, &seed, manifest.architecture);
-    let mut layout = layout.map_err(|source| PlanRefusal::Disk {
-        path: disk.path.clone(),
-        source,
-    })?;
     let slot = Slot::A;
-    layout.set_slot(slot, &manifest.root_hash);
+    let disks = disks
+        .iter()
+        .map(|disk| plan_disk(disk, ticket, manifest, slot))
+        .collect::<Result<Vec<_>, _>>()?;
     let images = [
         (Content::Root, Part::Root(slot), manifest.root.size),
         (Content::Verity, Part::Verity(slot), manifest.verity.size),
     ];
     for (_, part, size) in images {
-        let room = layout.partition(part).size;
+        let room = disks[0].layout.partition(part).size;
         if size > room {
             return Err(PlanRefusal::ImageTooLarge {
                 release,
@@ -217,17 +235,44 @@ pub fn plan(
                 }),
         );
     }
+    if disks.len() > 1 {
+        actions.push(Action::MirrorData);
+    }
     actions.push(Action::MakeData);
     actions.push(Action::ReadBack);
     actions.push(Action::PlaceBootLoader {
         artifact: manifest.boot_loader.clone(),
     });
     Ok(Plan {
-        disk: disk.path.clone(),
+        disks,
         release,
-        layout,
         slot,
         actions,
+    })
+}
+
+fn plan_disk(
+    disk: &DiskFacts,
+    ticket: &BirthTicket,
+    manifest: &ReleaseManifest,
+    slot: Slot,
+) -> Result<PlannedDisk, PlanRefusal> {
+    // The ticket's number is random and used once, so these GUIDs are no other disk's.
+    // Disks without a serial number differ by their paths.
+    let name = match disk.serial.as_str() {
+        "" => &disk.path,
+        serial => serial,
+    };
+    let seed = Digest::of(format!("{}\n{name}\n", ticket.id).as_bytes());
+    let layout = Layout::plan(disk.size, &seed, manifest.architecture);
+    let mut layout = layout.map_err(|source| PlanRefusal::Disk {
+        path: disk.path.clone(),
+        source,
+    })?;
+    layout.set_slot(slot, &manifest.root_hash);
+    Ok(PlannedDisk {
+        path: disk.path.clone(),
+        layout,
     })
 }
 
@@ -240,6 +285,7 @@ impl fmt::Display for Action {
             Self::PlaceFile { artifact, path } => write!(f, "place {} at {path}", artifact.path),
             Self::PlaceManifest { path } => write!(f, "place the manifest at {path}"),
             Self::PlaceLayer => f.write_str("place the customer's layer"),
+            Self::MirrorData => f.write_str("mirror the data partitions"),
             Self::MakeData => f.write_str("make the data partition with the identity"),
             Self::ReadBack => f.write_str("read everything back"),
             Self::PlaceBootLoader { .. } => f.write_str("place the boot loader"),
@@ -334,6 +380,7 @@ mod tests {
                 serial: "D".into(),
                 size: 12 << 30,
             },
+            mirror: None,
             release: "2026.11.1".parse().unwrap(),
             foreign_data: ForeignData::Keep,
             issued: Timestamp::UNIX_EPOCH,
@@ -344,8 +391,7 @@ mod tests {
     fn refusal(change: impl FnOnce(&mut MachineFacts, &mut ReleaseManifest)) -> String {
         let (mut facts, mut manifest) = (facts(), manifest());
         change(&mut facts, &mut manifest);
-        let disk = facts.disks[0].clone();
-        plan(&facts, &disk, &ticket(), &manifest)
+        plan(&facts, &facts.disks, &ticket(), &manifest)
             .unwrap_err()
             .to_string()
     }
@@ -353,7 +399,7 @@ mod tests {
     #[test]
     fn the_disk_starts_only_after_everything_else_is_there() {
         let facts = facts();
-        let plan = plan(&facts, &facts.disks[0], &ticket(), &manifest()).unwrap();
+        let plan = plan(&facts, &facts.disks, &ticket(), &manifest()).unwrap();
         let text: Vec<String> = plan.actions.iter().map(ToString::to_string).collect();
         assert_eq!(
             text,
@@ -371,7 +417,32 @@ mod tests {
                 "place the boot loader",
             ]
         );
-        assert_eq!(plan.layout.slot_of(&manifest().root_hash), Some(Slot::A));
+        assert_eq!(plan.layout().slot_of(&manifest().root_hash), Some(Slot::A));
+    }
+
+    #[test]
+    fn a_mirror_has_the_same_slots_and_its_own_names() {
+        let mut facts = facts();
+        facts.disks.push(DiskFacts {
+            path: "/dev/vdb".into(),
+            serial: String::new(),
+            size: 13 << 30,
+            ..facts.disks[0].clone()
+        });
+        let plan = plan(&facts, &facts.disks, &ticket(), &manifest()).unwrap();
+        let [one, two] = &plan.disks[..] else {
+            panic!("two disks")
+        };
+        assert_ne!(one.layout.disk_guid, two.layout.disk_guid);
+        for part in Part::ALL {
+            let (a, b) = (one.layout.partition(part), two.layout.partition(part));
+            assert_eq!(a.start, b.start);
+            let names_the_root = matches!(part, Part::Root(Slot::A) | Part::Verity(Slot::A));
+            assert_eq!(a.guid == b.guid, names_the_root, "{part}");
+        }
+        let joined = plan.actions.iter().position(|a| *a == Action::MirrorData);
+        let made = plan.actions.iter().position(|a| *a == Action::MakeData);
+        assert_eq!(joined.map(|at| at + 1), made);
     }
 
     #[test]
@@ -383,7 +454,7 @@ mod tests {
             kek: artifact("keys/KEK.auth"),
             db: artifact("keys/db.auth"),
         });
-        let plan = plan(&facts, &facts.disks[0], &ticket(), &manifest).unwrap();
+        let plan = plan(&facts, &facts.disks, &ticket(), &manifest).unwrap();
         let text: Vec<String> = plan.actions.iter().map(ToString::to_string).collect();
         assert_eq!(
             text[8..],
@@ -401,13 +472,13 @@ mod tests {
     #[test]
     fn the_same_input_gives_the_same_plan_and_another_ticket_other_guids() {
         let facts = facts();
-        let disk = &facts.disks[0];
+        let disk = &facts.disks;
         let one = plan(&facts, disk, &ticket(), &manifest()).unwrap();
         assert_eq!(one, plan(&facts, disk, &ticket(), &manifest()).unwrap());
         let mut other = ticket();
         other.id = "11".repeat(16);
         let other = plan(&facts, disk, &other, &manifest()).unwrap();
-        assert_ne!(one.layout.disk_guid, other.layout.disk_guid);
+        assert_ne!(one.layout().disk_guid, other.layout().disk_guid);
     }
 
     #[test]

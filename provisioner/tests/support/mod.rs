@@ -301,6 +301,7 @@ impl Sky {
                 serial: disk.serial.clone(),
                 size: disk.size,
             },
+            mirror: None,
             release: self.release.manifest.version,
             foreign_data: ForeignData::Keep,
             issued: now,

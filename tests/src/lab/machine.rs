@@ -3,6 +3,7 @@
 //! A machine is hardware. It keeps its disks, its firmware's variables and its serial
 //! log over power cuts, and can be moved, copied and thrown away as a box can.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,8 @@ pub enum DiskKind {
     Virtio,
     /// An NVMe disk that says that it is not reliable any more.
     FailingNvme,
+    /// A SCSI disk, which can be pulled out of a machine that runs.
+    Scsi,
 }
 
 impl DiskKind {
@@ -88,6 +91,7 @@ impl DiskKind {
             Self::Virtio => "virtio-blk-pci",
             // NVM Express, SMART log, critical warning: bit 2.
             Self::FailingNvme => "nvme,smart_critical_warning=4",
+            Self::Scsi => "scsi-hd,bus=scsi.0",
         }
     }
 }
@@ -99,6 +103,8 @@ pub struct Machine {
     folder: PathBuf,
     /// The image of a stick in its USB port, which the firmware tries first.
     stick: Option<PathBuf>,
+    /// Disks that lie beside it.
+    pulled: BTreeSet<usize>,
     /// Resets in the lives before this power-on.
     earlier_resets: usize,
     power: Option<Power>,
@@ -256,6 +262,7 @@ impl Machine {
                 .with_context(|| format!("make {} absolute", folder.display()))?,
             hardware,
             stick: None,
+            pulled: BTreeSet::new(),
             earlier_resets: 0,
             power: None,
         };
@@ -286,6 +293,31 @@ impl Machine {
         ensure!(self.power.is_none(), "machine {name} is on");
         let image = std::path::absolute(image);
         self.stick = Some(image.context("name the stick's image")?);
+        Ok(())
+    }
+
+    /// Pulls a disk out, while the machine runs.
+    ///
+    /// # Errors
+    /// The machine is off, or the disk is of a kind that cannot be pulled.
+    pub async fn pull_disk(&mut self, index: usize) -> anyhow::Result<()> {
+        let name = &self.hardware.name;
+        let power = self.power.as_mut();
+        let power = power.with_context(|| format!("machine {name} is off"))?;
+        let id = json!({ "id": format!("disk{index}") });
+        power.qmp.execute("device_del", id).await?;
+        self.pulled.insert(index);
+        Ok(())
+    }
+
+    /// Puts a pulled disk back. The machine has to be off.
+    ///
+    /// # Errors
+    /// The machine is on.
+    pub fn return_disk(&mut self, index: usize) -> anyhow::Result<()> {
+        let name = &self.hardware.name;
+        ensure!(self.power.is_none(), "machine {name} is on");
+        self.pulled.remove(&index);
         Ok(())
     }
 
@@ -612,7 +644,11 @@ impl Machine {
                 "virtio-net-pci,netdev=net{index},mac={mac},bootindex={order}{rom}"
             ));
         }
-        for (index, disk) in disks.iter().enumerate() {
+        if disks.iter().any(|disk| disk.kind == DiskKind::Scsi) {
+            tool = tool.args(["-device", "virtio-scsi-pci,id=scsi"]);
+        }
+        let present = disks.iter().enumerate();
+        for (index, disk) in present.filter(|(index, _)| !self.pulled.contains(index)) {
             let order = macs.len() + index + 1;
             tool = tool
                 .arg("-drive")
@@ -672,6 +708,7 @@ mod tests {
             hardware: hardware(),
             folder: folder.path().join("a,b"),
             stick: Some("/stick.img".into()),
+            pulled: BTreeSet::new(),
             earlier_resets: 0,
             power: None,
         };

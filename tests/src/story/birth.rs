@@ -93,6 +93,7 @@ pub(super) async fn birth(world: &mut World, step: &mut Step) -> anyhow::Result<
         capture: world.capturing[0].file(),
         fetched_by: FetchedBy::Tftp,
         pass: None,
+        terms: &[],
     };
     birth.watch(&mut powered.machine, step).await?;
     prove(world, step).await
@@ -121,6 +122,8 @@ pub(super) struct Birth<'a> {
     pub(super) fetched_by: FetchedBy,
     /// The one-time code, for an installer from a stick.
     pub(super) pass: Option<&'a str>,
+    /// What else the operator says when the machine is approved.
+    pub(super) terms: &'a [&'a str],
 }
 
 impl Birth<'_> {
@@ -173,9 +176,9 @@ impl Birth<'_> {
         );
         step.evidence("its disk has not been written: there is no ticket");
 
-        self.operator
-            .run(step, &["machine", "approve", &code, "--unit", self.unit])
-            .await?;
+        let mut approve = vec!["machine", "approve", &code, "--unit", self.unit];
+        approve.extend(self.terms);
+        self.operator.run(step, &approve).await?;
         split.mark("approval", machine.uptime());
         watch_installation(machine, &mut console, step, &mut split).await?;
         let view = self

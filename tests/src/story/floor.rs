@@ -150,6 +150,7 @@ async fn ours(world: &World, step: &mut Step) -> anyhow::Result<Times> {
         capture: bench.capture(),
         fetched_by: FetchedBy::Tftp,
         pass: None,
+        terms: &[],
     };
     let (_, split) = birth.watch_split(&mut powered.machine, step).await?;
     let times = Times {

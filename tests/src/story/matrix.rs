@@ -6,6 +6,7 @@
 
 pub(super) mod bench;
 mod enrolment;
+mod mirrored;
 mod stick;
 
 pub(super) use stick::type_code;
@@ -56,6 +57,9 @@ enum Goal {
     ToldToSwitchFirmware,
     /// Born from a stick, its unit runs again after a power cut with the stick in its port.
     PassesTheStick,
+    /// Born on two disks, its unit lives on when one is pulled out, starts from the other,
+    /// and is whole again when the first one is back.
+    OutlivesItsDisk,
 }
 
 impl Goal {
@@ -64,13 +68,14 @@ impl Goal {
         match self {
             Self::Born(fetched_by) => Some(fetched_by),
             Self::PassesTheStick => Some(FetchedBy::Stick),
+            Self::OutlivesItsDisk => Some(FetchedBy::Tftp),
             Self::FetchesTheInstaller | Self::ToldToSwitchFirmware => None,
         }
     }
 }
 
 /// The matrix.
-pub const CASES: [Case; 11] = [
+pub const CASES: [Case; 12] = [
     Case {
         name: "proxy-dhcp",
         title: "Beside dnsmasq, which gives the addresses; OVMF by PXE",
@@ -145,6 +150,14 @@ pub const CASES: [Case; 11] = [
         firmware: Firmware::Ovmf,
         disk: DiskKind::FailingNvme,
         goal: Goal::Born(FetchedBy::Tftp),
+    },
+    Case {
+        name: "mirrored",
+        title: "Two SCSI disks that mirror each other, of which one is pulled out; OVMF by PXE",
+        shape: Shape::Plain,
+        firmware: Firmware::Ovmf,
+        disk: DiskKind::Scsi,
+        goal: Goal::OutlivesItsDisk,
     },
     Case {
         name: "stick",
@@ -254,7 +267,12 @@ async fn run(
     };
     let bench = Bench::set_up(case.shape, stage, place, step).await?;
 
-    let hardware = hardware(number, case.firmware, case.disk);
+    let mut hardware = hardware(number, case.firmware, case.disk);
+    if case.goal == Goal::OutlivesItsDisk {
+        hardware
+            .disks
+            .push(mirrored::second_disk(&hardware.disks[0]));
+    }
     let at = folder.join("machine");
     if secure {
         let release = releases::folder(world, release);
@@ -278,6 +296,10 @@ async fn run(
                 capture: bench.capture(),
                 fetched_by,
                 pass: code.as_deref(),
+                terms: match case.goal {
+                    Goal::OutlivesItsDisk => &["--mirrored"],
+                    _ => &[],
+                },
             };
             let view = birth.watch(&mut powered.machine, step).await?;
             let check_in = view.last_check_in.context("the unit never checked in")?;
@@ -293,6 +315,14 @@ async fn run(
             prove(case, world, &bench, &powered, step).await?;
         }
         None => told_to_switch(&mut powered.machine, step).await?,
+    }
+    if case.goal == Goal::OutlivesItsDisk {
+        let case = mirrored::Case {
+            world,
+            unit: &unit,
+            folder: &folder,
+        };
+        case.tell(&mut powered, step).await?;
     }
     if case.goal == Goal::PassesTheStick {
         powered.machine.power_cut().await?;
@@ -374,7 +404,7 @@ async fn prove(
         }
     ));
     let by_tftp = match case.goal {
-        Goal::Born(FetchedBy::Tftp) | Goal::FetchesTheInstaller => true,
+        Goal::Born(FetchedBy::Tftp) | Goal::FetchesTheInstaller | Goal::OutlivesItsDisk => true,
         Goal::Born(_) | Goal::PassesTheStick | Goal::ToldToSwitchFirmware => false,
     };
     ensure!(fetched == by_tftp, "the wrong protocol");

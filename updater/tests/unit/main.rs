@@ -7,6 +7,7 @@
 
 mod components;
 mod lab;
+mod mirror;
 
 use std::fs;
 use std::time::Duration;

@@ -45,9 +45,13 @@ pub(crate) struct Args {
 /// What a birth ticket permits, as the operator says it.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct TicketArgs {
-    /// The disk to erase, by serial or path; else the smallest fixed one of at least 12 GiB
+    /// The disk to erase, by serial or path; else the smallest fixed one of at least 12 GiB.
+    /// Given twice: two disks that mirror each other
     #[arg(long, value_name = "SERIAL|PATH")]
-    pub(crate) disk: Option<String>,
+    pub(crate) disk: Vec<String>,
+    /// Mirror the system on the two smallest fixed disks of like size
+    #[arg(long, conflicts_with = "disk")]
+    pub(crate) mirrored: bool,
     /// Erase the disk although it holds data that is not ours
     #[arg(long)]
     pub(crate) erase_foreign: bool,
@@ -128,12 +132,16 @@ impl<'a> Permission<'a> {
                 "compare the code with the machine's screen; the sky may be in hostile hands",
             )));
         }
-        let disk = birth::choose_disk(&machine.facts, self.args.disk.as_deref())
+        let disks = match self.args.mirrored {
+            true => birth::choose_pair(&machine.facts, 0),
+            false => birth::choose_disks(&machine.facts, &self.args.disk),
+        };
+        let disks = disks
             .map_err(|error| refused(hint(error, "name another disk with --disk SERIAL|PATH")))?;
         let now = edge::clock::now();
         let ticket = birth::ticket(
             machine,
-            disk,
+            disks,
             Terms {
                 id: random_id()?,
                 unit: unit.clone(),
@@ -265,14 +273,13 @@ impl Approval {
     pub(crate) fn human(&self) -> String {
         let ticket = &self.ticket;
         let mut text = format!(
-            "machine {} (serial {}) may become {} incarnation {}\n  disk     {} ({}) is erased\n  \
-             release  {}\n  ticket   {} until {}",
+            "machine {} (serial {}) may become {} incarnation {}\n  {}\n  release  {}\n  \
+             ticket   {} until {}",
             self.machine,
             ticket.machine_serial,
             self.unit,
             self.incarnation,
-            ticket.disk.path,
-            birth::size(ticket.disk.size),
+            erased(ticket),
             ticket.release,
             ticket.id,
             ticket.expires,
@@ -286,6 +293,18 @@ impl Approval {
             None => text.push_str("\nfollow it with leapctl birth --watch"),
         }
         text
+    }
+}
+
+/// What is lost, as a person reads it.
+fn erased(ticket: &BirthTicket) -> String {
+    let disks: Vec<String> = ticket
+        .disks()
+        .map(|disk| format!("{} ({})", disk.path, birth::size(disk.size)))
+        .collect();
+    match ticket.mirror {
+        None => format!("disk     {} is erased", disks.join("")),
+        Some(_) => format!("disks    {} are erased, and mirrored", disks.join(" and ")),
     }
 }
 
@@ -350,7 +369,8 @@ mod tests {
 
     fn args() -> TicketArgs {
         TicketArgs {
-            disk: None,
+            disk: Vec::new(),
+            mirrored: false,
             erase_foreign: false,
             release: None,
             valid: SignedDuration::from_hours(1),
@@ -372,6 +392,59 @@ mod tests {
         args.erase_foreign = true;
         let ticket = permission(&args).ticket(&machine, &unit, Incarnation(1));
         assert_eq!(ticket.unwrap().foreign_data, ForeignData::Erase);
+    }
+
+    #[test]
+    fn a_mirror_takes_two_disks_and_erases_both() {
+        let unit: UnitName = "motivatit/houma-1".parse().unwrap();
+        let disks = |serials: [&str; 3]| {
+            let path = ["/dev/sda", "/dev/sdb", "/dev/sdc"].into_iter();
+            let sizes = [120, 4000, 4001];
+            let disks = path.zip(serials).zip(sizes);
+            disks
+                .map(|((path, serial), size)| disk(path, serial, size))
+                .collect()
+        };
+        let machine = machine("S1", disks(["D1", "D2", "D3"]));
+        let ticket = |args: &TicketArgs| {
+            let ticket = permission(args).ticket(&machine, &unit, Incarnation(1));
+            ticket
+                .map(|ticket| erased(&ticket))
+                .map_err(|failure| failure.to_string())
+        };
+        let named = |names: &[&str]| TicketArgs {
+            disk: names.iter().map(ToString::to_string).collect(),
+            ..args()
+        };
+        // Not the small one with a large one.
+        let mirrored = TicketArgs {
+            mirrored: true,
+            ..args()
+        };
+        let both = "disks    /dev/sdb (3.9 TiB) and /dev/sdc (3.9 TiB) are erased, and mirrored";
+        assert_eq!(ticket(&mirrored).unwrap(), both);
+        assert_eq!(ticket(&named(&["D2", "/dev/sdc"])).unwrap(), both);
+        assert_eq!(
+            ticket(&args()).unwrap(),
+            "disk     /dev/sda (120 GiB) is erased"
+        );
+        assert!(
+            ticket(&named(&["D2", "/dev/sdb"]))
+                .unwrap_err()
+                .contains("named twice")
+        );
+        assert!(
+            ticket(&named(&["D1", "D2", "D3"]))
+                .unwrap_err()
+                .contains("3 are named")
+        );
+        let one = crate::birth::tests::machine("S1", vec![disk("/dev/sda", "D1", 120)]);
+        let refusal = permission(&mirrored).ticket(&one, &unit, Incarnation(1));
+        let refusal = refusal.unwrap_err().to_string();
+        assert!(
+            refusal.contains("no two fixed disks of at least 12 GiB"),
+            "{refusal}"
+        );
     }
 
     #[test]

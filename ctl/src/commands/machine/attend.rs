@@ -217,7 +217,7 @@ impl Attendant {
             decision: "would-approve",
             rule: Some(yes.rule.name.clone()),
             unit: Some(unit.clone()),
-            disk: Some(crate::birth::describe(yes.disk)),
+            disk: Some(yes.disks.describe()),
             ..hold(machine)
         };
         if !self.dry_run {
@@ -245,7 +245,8 @@ impl Attendant {
 
     async fn sign(&self, machine: &MachineView, yes: &Approve<'_>) -> Result<BirthTicket, Failure> {
         let args = TicketArgs {
-            disk: Some(yes.disk.path.clone()),
+            disk: yes.disks.iter().map(|disk| disk.path.clone()).collect(),
+            mirrored: false,
             erase_foreign: yes.rule.erase.foreign,
             release: yes.rule.release,
             valid: yes.rule.valid,
