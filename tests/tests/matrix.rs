@@ -13,7 +13,7 @@ use edge::runner::Tool;
 
 /// Another DHCP server, another firmware, and no factory at all. Secure Boot has a test of
 /// its own.
-const DIFFER_MOST: [&str; 3] = ["proxy-dhcp", "seabios", "stick"];
+const DIFFER_MOST: [&str; 4] = ["proxy-dhcp", "seabios", "mirrored", "stick"];
 
 #[test]
 fn machines_are_born_whatever_their_firmware_and_their_network() {
